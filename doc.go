@@ -1,0 +1,24 @@
+// Package holdfast is the front page of a library of resilience primitives for
+// WebSocket services. Opening a WebSocket is easy; keeping it alive in production
+// is hard. This package itself is empty: import the ones below it.
+//
+//	publisher ─▶ hub ─▶ backplane (memory | Redis: one order, bounded history)
+//	              ▲         │ live hints, and reads
+//	              │         ▼
+//	          replay log  (one ring per topic and node: replay and live are the same read)
+//	              │ one cursor per subscriber
+//	              ▼
+//	          gateway (http.Handler)  ◀─ heartbeat
+//	              │ WebSocket
+//	              ▼
+//	          client (Go, browser)  ◀─ backoff
+//
+// This is the plan; what stands of it today, in the order in which a message
+// walks through it:
+//
+//   - [github.com/holdfast-ws/holdfast/backoff]: how long to wait before dialling
+//     again. Whatever the fields and however long the outage, no delay is
+//     negative or above its cap, and clients do not fall into step.
+//
+// The rest, and the promise that the whole is to keep, are in the README.
+package holdfast
