@@ -19,6 +19,7 @@ var table = Table{
 	".":                nil,
 	"backoff":          nil,
 	"internal/deptest": nil,
+	"internal/readme":  nil,
 	"examples/...":     {"./backoff"},
 }
 
@@ -113,10 +114,7 @@ func main() { fmt.Println(backoff.Policy{Fixed: 1}.Delay(3)) }
 	if got := run("run", "."); got != "4s\n" {
 		t.Errorf("the program prints %q, want 4s", got)
 	}
-	var deps []string
-	for _, p := range strings.Fields(run("list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".")) {
-		deps = append(deps, p)
-	}
+	deps := strings.Fields(run("list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "."))
 	if want := []string{module + "/backoff", "example.test/stranger"}; !slices.Equal(deps, want) {
 		t.Errorf("the program is built from %v, want %v", deps, want)
 	}

@@ -113,8 +113,6 @@ func (c avastConfig) MaxJitter() time.Duration { return 100 * time.Millisecond }
 func (c avastConfig) MaxBackOffN() uint        { return 62 - uint(math.Log2(float64(c.base))) }
 func (c avastConfig) MaxDelay() time.Duration  { return c.limit }
 
-var sink time.Duration
-
 // backoffCost is target P1: what computing one delay costs.
 func backoffCost(rounds int, each time.Duration) table {
 	var contestants []contestant
@@ -122,7 +120,9 @@ func backoffCost(rounds int, each time.Duration) table {
 		delay := s.start(500*time.Millisecond, 30*time.Second)
 		contestants = append(contestants, contestant{s.name, func(n int) {
 			for i := range n {
-				sink += delay(i % cycle)
+				if delay(i%cycle) < 0 {
+					panic(s.name + ": negative delay")
+				}
 			}
 		}})
 	}

@@ -1,0 +1,30 @@
+# Each target is one script or one command; see .github/CONTRIBUTING.md.
+
+FUZZTIME ?= 30s
+BENCH    ?= .
+
+.PHONY: demo test bench bench-peers fuzz lint
+
+# What the project does, without a server to install: today the herd, simulated.
+demo:
+	go run ./examples/herd
+
+# Installs what the tests need and the machine lacks, then runs all of them.
+test:
+	.ci/test
+
+# Our own benchmarks, each with its floor beside it.
+bench:
+	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+# The same work done by other libraries, in one run. A module of its own.
+bench-peers:
+	cd internal/thirdparty && go run .
+
+# Every fuzz target for FUZZTIME.
+fuzz:
+	.ci/fuzz $(FUZZTIME)
+
+# Format, vet, staticcheck, go.mod, shell scripts, known vulnerabilities.
+lint:
+	.ci/lint

@@ -1,0 +1,234 @@
+package readme
+
+import (
+	"bytes"
+	"fmt"
+	"go/format"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const root = "../.."
+
+// blocks returns the fenced code blocks of a Markdown text in one language.
+func blocks(text, language string) (found []string) {
+	for {
+		_, rest, ok := strings.Cut(text, "\n```"+language+"\n")
+		if !ok {
+			return found
+		}
+		block, after, ok := strings.Cut(rest, "\n```\n")
+		if !ok {
+			return append(found, rest)
+		}
+		found = append(found, block+"\n")
+		text = "\n" + after
+	}
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// stranger makes a folder of somebody else's beside a checkout named holdfast.
+func stranger(t *testing.T) (dir string) {
+	t.Helper()
+	checkout, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := t.TempDir()
+	if err := os.Symlink(checkout, filepath.Join(top, "holdfast")); err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(top, "hello")
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// command is a shell command in dir that downloads nothing.
+func command(dir, line string) *exec.Cmd {
+	cmd := exec.Command("sh", "-e", "-c", line)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOPROXY=off", "GOSUMDB=off", "GOFLAGS=", "GOWORK=off")
+	return cmd
+}
+
+// runBy says who runs each command of the README. A command that is not here has
+// not been run by anybody.
+var runBy = map[string]func(t *testing.T, line string){
+	"make demo": inCI,
+	"make test": inCI,
+	"go run ./examples/herd -clients 2000 -rate 50 -seed 7":            here,
+	"go run ./examples/herd":                                           inDemo,
+	"go mod init example.com/hello":                                    byTheStranger,
+	"go mod edit -require=github.com/holdfast-ws/holdfast@v0.0.0":      byTheStranger,
+	"go mod edit -replace=github.com/holdfast-ws/holdfast=../holdfast": byTheStranger,
+	"go mod tidy": byTheStranger,
+	"go build .":  byTheStranger,
+}
+
+// inCI is for commands that .ci/run runs.
+func inCI(t *testing.T, line string) {
+	line = strings.Replace(line, "make ", "make --no-print-directory ", 1)
+	if !slices.Contains(strings.Split(read(t, ".ci/run"), "\n"), line) {
+		t.Errorf(".ci/run does not run %q", line)
+	}
+}
+
+// inDemo is for commands that are what make demo does.
+func inDemo(t *testing.T, line string) {
+	if !strings.Contains(read(t, "Makefile"), "\ndemo:\n\t"+line+"\n") {
+		t.Errorf("make demo does not run %q", line)
+	}
+}
+
+// here is for commands that end by themselves, with success.
+func here(t *testing.T, line string) {
+	if out, err := command(root, line).CombinedOutput(); err != nil {
+		t.Errorf("%s: %v\n%s", line, err, out)
+	}
+}
+
+// byTheStranger is for those that TestTheProgramRunsOutsideOfTheModule runs.
+func byTheStranger(*testing.T, string) {}
+
+func TestEveryCommandInTheReadmeIsRun(t *testing.T) {
+	seen := map[string]bool{}
+	for _, block := range blocks(read(t, "README.md"), "sh") {
+		for line := range strings.Lines(block) {
+			line = strings.TrimSuffix(line, "\n")
+			run, ok := runBy[line]
+			if !ok {
+				t.Errorf("nobody runs %q", line)
+				continue
+			}
+			seen[line] = true
+			run(t, line)
+		}
+	}
+	for line := range runBy {
+		if !seen[line] {
+			t.Errorf("%q is no longer in README.md: remove it from runBy", line)
+		}
+	}
+}
+
+// The program is built with the README's own commands, given a server, and
+// stopped the way its user would.
+func TestTheProgramRunsOutsideOfTheModule(t *testing.T) {
+	text := read(t, "README.md")
+	programs := blocks(text, "go")
+	if len(programs) != 1 {
+		t.Fatalf("README.md has %d Go programs; this test knows how to run one", len(programs))
+	}
+	if formatted, err := format.Source([]byte(programs[0])); err != nil || string(formatted) != programs[0] {
+		t.Errorf("the program is not formatted with gofmt: %v", err)
+	}
+	dir := stranger(t)
+	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(programs[0]), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	var setUp string
+	for _, block := range blocks(text, "sh") {
+		if strings.HasPrefix(block, "go mod init") {
+			setUp = block
+		}
+	}
+	if out, err := command(dir, setUp).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", setUp, err, out)
+	}
+	if out, err := command(dir, "go vet .").CombinedOutput(); err != nil {
+		t.Errorf("go vet: %v\n%s", err, out)
+	}
+
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	var out, log bytes.Buffer
+	cmd := exec.Command(filepath.Join(dir, "hello"), server.Addr().String())
+	cmd.Stdout, cmd.Stderr = &out, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	watchdog := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+	defer watchdog.Stop()
+	for i := range 2 { // the second dial is the point
+		conn, err := server.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "hello %d\n", i)
+		conn.Close()
+	}
+	conn, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the program ends with %v on an interrupt\n%s", err, &log)
+	}
+	if got, want := out.String(), "hello 0\nhello 1\n"; got != want {
+		t.Errorf("the program prints %q, want %q", got, want)
+	}
+	if n := strings.Count(log.String(), "next dial in"); n < 2 {
+		t.Errorf("the program logs %d waits, want at least 2:\n%s", n, &log)
+	}
+}
+
+func TestLinksLeadSomewhere(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#\s]+)[^)]*\)`)
+	for _, name := range []string{"README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md"} {
+		links := link.FindAllStringSubmatch(read(t, name), -1)
+		for _, m := range links {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(root, filepath.Dir(name), m[1])); err != nil {
+				t.Errorf("%s links to %s: %v", name, m[1], err)
+			}
+		}
+	}
+}
+
+// The file map in CONTRIBUTING is worth something only while it is whole.
+func TestTheFileMapNamesEveryFolder(t *testing.T) {
+	text := read(t, ".github/CONTRIBUTING.md")
+	out, err := command(root, "go list -f '{{.Dir}}' ./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range strings.Fields(string(out)) {
+		rel, err := filepath.Rel(top, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rel != "." && !strings.Contains(text, "`"+rel+"`") {
+			t.Errorf("CONTRIBUTING.md does not name `%s`", rel)
+		}
+	}
+}
