@@ -13,7 +13,7 @@ demo:
 test:
 	.ci/test
 
-# Our own benchmarks, each with its floor beside it.
+# Our own benchmarks, the main ones with their physical floor beside them.
 bench:
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 

@@ -39,13 +39,13 @@ type Policy struct {
 	Base time.Duration
 
 	// Cap is the longest window and the longest delay. Zero or negative means
-	// DefaultCap.
+	// DefaultCap, or twice the Floor if that is longer.
 	Cap time.Duration
 
 	// Floor is the shortest delay. Zero or negative means none. A window that
 	// would start below Floor is moved up to start there; it keeps its width as
-	// far as Cap allows, so that a Floor does not put clients in step. A Floor
-	// above Cap counts as Cap: then, as asked, every delay is exactly Cap.
+	// far as Cap allows, so that a Floor does not put clients in step. Only a
+	// Floor that is not below a given Cap does: then every delay is exactly Cap.
 	Floor time.Duration
 
 	// Factor is what the window grows by from one attempt to the next. Zero,
@@ -86,22 +86,23 @@ func (p Policy) Window(attempt int) (lo, hi time.Duration) {
 
 // After returns how long to wait when the server has said how long to stay away,
 // as in the Retry-After header of a 429 or 503 answer (RFC 9110, section
-// 10.2.3). It is never less than hint, and spread above it: over the attempt's
-// window or, if that is wider, over hint itself up to Cap. So clients that were
-// all told "10 s" come back over the ten seconds after those.
+// 10.2.3). It is never less than hint, nor than Floor, and spread above that: over
+// the attempt's window or, if that is wider, over the length of the hint, up to
+// Cap or 30 s, whichever is longer. So clients that were all told "10 s" come back
+// over the ten seconds after those, whatever Fixed is.
 //
 // Zero or negative means that there was no hint: After is then the same as
 // [Policy.Delay]. A hint beyond [MaxHint], or beyond Cap if that is longer,
 // counts as that maximum. The sum saturates; any hint is safe.
 func (p Policy) After(attempt int, hint time.Duration) time.Duration {
-	lo, hi := p.Window(attempt)
+	lo, hi := p.window(attempt)
 	if hint <= 0 {
 		return p.draw(lo, hi)
 	}
 	limit := p.limit()
 	hint = min(hint, max(limit, MaxHint))
-	spread := max(hi, min(hint, limit))
-	return p.draw(max(lo, hint), hint+min(spread, math.MaxInt64-hint))
+	spread := max(hi, min(hint, max(limit, DefaultCap)))
+	return p.drawOver(max(hint, p.floor()), spread)
 }
 
 // Attempts returns a sequence for a range loop around the operation to be
@@ -110,8 +111,8 @@ func (p Policy) After(attempt int, hint time.Duration) time.Duration {
 // the middle of a wait; leaving the loop early is fine and leaves nothing behind.
 // It never gives up by itself: count the attempts, or give ctx a deadline.
 //
-// After the loop [context.Cause] tells whether ctx has ended it. The sequence
-// may be ranged over again, and by several goroutines; each starts at 0.
+// A loop that was not left early was ended by ctx: [context.Cause] says why. The
+// sequence may be ranged over again, and by several goroutines; each starts at 0.
 func (p Policy) Attempts(ctx context.Context) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		for n := 0; ctx.Err() == nil && yield(n); n++ {
@@ -154,10 +155,18 @@ func (p *Policy) base() time.Duration {
 
 // limit returns the effective Cap.
 func (p *Policy) limit() time.Duration {
-	if p.Cap <= 0 {
-		return DefaultCap
+	if p.Cap > 0 {
+		return p.Cap
 	}
-	return p.Cap
+	if p.Floor > DefaultCap/2 {
+		return 2 * min(p.Floor, math.MaxInt64/2)
+	}
+	return DefaultCap
+}
+
+// floor returns the effective Floor.
+func (p *Policy) floor() time.Duration {
+	return min(max(0, p.Floor), p.limit())
 }
 
 // window is Window.
@@ -200,10 +209,8 @@ func (p *Policy) narrow(hi time.Duration) (time.Duration, time.Duration) {
 	case p.Fixed > 0:
 		lo = min(hi, time.Duration(p.Fixed*float64(hi)))
 	}
-	if p.Floor > lo {
-		limit := p.limit()
-		floor := min(p.Floor, limit)
-		lo, hi = floor, floor+min(hi-lo, limit-floor)
+	if floor := p.floor(); floor > lo {
+		lo, hi = floor, floor+min(hi-lo, p.limit()-floor)
 	}
 	return lo, hi
 }
@@ -215,4 +222,9 @@ func (p *Policy) draw(lo, hi time.Duration) time.Duration {
 		return lo + time.Duration(rand.Uint64N(n))
 	}
 	return lo + time.Duration(p.Rand(n)%n)
+}
+
+// drawOver picks a delay from lo on, within the given spread.
+func (p *Policy) drawOver(lo, spread time.Duration) time.Duration {
+	return p.draw(lo, lo+min(spread, math.MaxInt64-lo))
 }

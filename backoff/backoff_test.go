@@ -79,7 +79,11 @@ func TestFieldsWithoutSenseHaveTheirDocumentedMeaning(t *testing.T) {
 		{"a negative Floor means none", Policy{Floor: -1}, 0, 0, DefaultBase},
 		{"a Base above Cap counts as Cap", Policy{Base: time.Hour, Cap: time.Second}, 0, 0, time.Second},
 		{"the default Base yields to a small Cap", Policy{Cap: time.Millisecond}, 0, 0, time.Millisecond},
-		{"a Floor above Cap counts as Cap", Policy{Floor: time.Hour}, 0, DefaultCap, DefaultCap},
+		{"a Floor above Cap counts as Cap", Policy{Floor: time.Hour, Cap: time.Second}, 0, time.Second, time.Second},
+		{"a Floor equal to Cap leaves nothing to draw", Policy{Floor: time.Second, Cap: time.Second}, 0, time.Second, time.Second},
+		{"a long Floor raises the default Cap", Policy{Floor: time.Minute}, 99, time.Minute, 2 * time.Minute},
+		{"a short one does not", Policy{Floor: 15 * time.Second}, 99, 15 * time.Second, DefaultCap},
+		{"and the longest does not overflow", Policy{Floor: longest}, 0, longest - 1, longest - 1},
 		{"a Floor moves the window and keeps its width", Policy{Floor: time.Second}, 0, time.Second, 1500 * time.Millisecond},
 		{"as far as Cap allows", Policy{Floor: time.Second}, 9, time.Second, DefaultCap},
 		{"a Floor inside of the window's fixed part changes nothing", Policy{Floor: time.Second, Fixed: .5}, 3, 2 * time.Second, 4 * time.Second},
@@ -105,6 +109,7 @@ func TestFieldsWithoutSenseHaveTheirDocumentedMeaning(t *testing.T) {
 		{"nor with another Factor", Policy{Cap: longest, Factor: 1.5}, math.MaxInt, 0, longest},
 		{"the largest Base", Policy{Base: longest, Cap: longest}, 0, 0, longest},
 		{"the smallest Base", Policy{Base: 1}, 0, 0, 1},
+		{"a power that just reaches the largest Cap", Policy{Base: 1, Cap: longest, Factor: 8}, 21, 0, longest},
 	}
 	for _, tt := range tests {
 		lo, hi := tt.policy.Window(tt.attempt)
@@ -144,6 +149,17 @@ func TestDelayOfTheZeroPolicyFillsItsWindow(t *testing.T) {
 	}
 }
 
+func TestDelayOfTheSmallestWindowReachesItsEnd(t *testing.T) {
+	p := Policy{Base: 1, Cap: 1}
+	seen := map[time.Duration]bool{}
+	for range 1000 { // never one of the two: once in 1e301 runs
+		seen[p.Delay(0)] = true
+	}
+	if !seen[0] || !seen[1] || len(seen) != 2 {
+		t.Errorf("delays within [0, 1] are %v", seen)
+	}
+}
+
 func TestRandOutsideOfItsRangeDoesNoHarm(t *testing.T) {
 	p := Policy{Rand: func(n uint64) uint64 { return n + 7 }}
 	if got := p.Delay(0); got != 7 {
@@ -155,7 +171,7 @@ func TestRandOutsideOfItsRangeDoesNoHarm(t *testing.T) {
 func checkPolicy(p Policy, attempt int, hint time.Duration) error {
 	limit := p.Cap
 	if limit <= 0 {
-		limit = DefaultCap
+		limit = max(DefaultCap, 2*min(p.Floor, longest/2))
 	}
 	floor := min(max(0, p.Floor), limit)
 	lo, hi := p.Window(attempt)
@@ -181,8 +197,9 @@ func checkPolicy(p Policy, attempt int, hint time.Duration) error {
 		return nil
 	}
 	believed := min(hint, max(limit, MaxHint))
-	if most := believed + min(limit, longest-believed); d < believed || d < floor || d > most {
-		return fmt.Errorf("After(%d, %d) = %d is not within [%d, %d]", attempt, hint, d, max(floor, believed), most)
+	least := max(floor, believed)
+	if most := least + min(max(limit, DefaultCap), longest-least); d < least || d > most {
+		return fmt.Errorf("After(%d, %d) = %d is not within [%d, %d]", attempt, hint, d, least, most)
 	}
 	return nil
 }
@@ -200,7 +217,7 @@ func TestEveryPolicyKeepsItsBounds(t *testing.T) {
 			for _, floor := range durations {
 				for _, factor := range factors {
 					for _, fixed := range fixeds {
-						p := Policy{Base: base, Cap: limit, Floor: floor, Factor: factor, Fixed: fixed, Rand: rands[n%len(rands)]}
+						p := Policy{Base: base, Cap: limit, Floor: floor, Factor: factor, Fixed: fixed, Rand: rands[pick.IntN(len(rands))]}
 						attempt := attempts[pick.IntN(len(attempts))]
 						hint := durations[pick.IntN(len(durations))]
 						if err := checkPolicy(p, attempt, hint); err != nil {
@@ -218,6 +235,7 @@ func FuzzPolicy(f *testing.F) {
 	f.Add(int64(0), int64(0), int64(0), 0.0, 0.0, 0, int64(0), uint64(0))
 	f.Add(int64(math.MaxInt64), int64(math.MaxInt64), int64(math.MinInt64), nan, inf, math.MaxInt, int64(math.MaxInt64), uint64(math.MaxUint64))
 	f.Add(int64(1), int64(math.MaxInt64), int64(1), 1+1e-15, 1-1e-16, 64, int64(-1), uint64(1)<<63)
+	f.Add(int64(0), int64(0), int64(1), 0.0, 0.0, 3, int64(1), uint64(1)) // random&1: the default Rand
 	f.Fuzz(func(t *testing.T, base, limit, floor int64, factor, fixed float64, attempt int, hint int64, random uint64) {
 		p := Policy{
 			Base: time.Duration(base), Cap: time.Duration(limit), Floor: time.Duration(floor),
@@ -228,6 +246,9 @@ func FuzzPolicy(f *testing.F) {
 				}
 				return random % n
 			},
+		}
+		if random&1 != 0 {
+			p.Rand = nil
 		}
 		if err := checkPolicy(p, attempt, time.Duration(hint)); err != nil {
 			t.Fatalf("%+v: %v", p, err)
@@ -242,21 +263,37 @@ func FuzzPolicy(f *testing.F) {
 // Jitter that is added before the cut at Cap would put all of them in step here.
 func TestAtTheCapNoTwoClientsInAThousandWaitEquallyLong(t *testing.T) {
 	const clients = 4000
-	for name, p := range map[string]Policy{
-		"full": {}, "equal": {Fixed: .5}, "proportional": {Fixed: .8},
-		"as the seed formula": {Base: time.Second, Cap: 10 * time.Second},
+	src := rand.New(rand.NewPCG(1, 2))
+	hinted := func(p Policy) time.Duration {
+		l := Loop{Policy: p}
+		l.Up()
+		l.Hint(20 * time.Second)
+		return l.Down()
+	}
+	for name, delay := range map[string]func(p Policy) time.Duration{
+		"full":         func(p Policy) time.Duration { return p.Delay(40) },
+		"equal":        func(p Policy) time.Duration { p.Fixed = .5; return p.Delay(40) },
+		"proportional": func(p Policy) time.Duration { p.Fixed = .8; return p.Delay(40) },
+		"with a Floor": func(p Policy) time.Duration { p.Floor = time.Minute; return p.Delay(40) },
+		"as the seed formula": func(p Policy) time.Duration {
+			p.Base, p.Cap = time.Second, 10*time.Second
+			return p.Delay(40)
+		},
+		"Retry-After":                func(p Policy) time.Duration { return p.After(40, 10*time.Second) },
+		"Retry-After without jitter": func(p Policy) time.Duration { p.Fixed = 1; return p.After(0, 10*time.Second) },
+		"server-given window":        hinted,
 	} {
-		src := rand.New(rand.NewPCG(1, 2))
-		p.Rand = src.Uint64N
-		count := map[time.Duration]int{}
-		most := 0
-		for range clients {
-			d := p.Delay(40)
-			count[d]++
-			most = max(most, count[d])
-		}
-		if most*1000 >= clients {
-			t.Errorf("%s: %d of %d clients wait equally long at attempt 40", name, most, clients)
+		for _, rnd := range []func(uint64) uint64{nil, src.Uint64N} {
+			count := map[time.Duration]int{}
+			most := 0
+			for range clients {
+				d := delay(Policy{Rand: rnd})
+				count[d]++
+				most = max(most, count[d])
+			}
+			if most*1000 >= clients {
+				t.Errorf("%s: %d of %d clients wait equally long", name, most, clients)
+			}
 		}
 	}
 }
@@ -297,7 +334,9 @@ func TestAfterIsNeverEarlyAndNeverInStep(t *testing.T) {
 		{"or over the window if that is wider", Policy{}, 9, 10 * s, 10 * s, 40 * s},
 		{"but over Cap at most", Policy{}, 0, 120 * s, 120 * s, 150 * s},
 		{"and also when nothing else is", Policy{Fixed: 1}, 0, 10 * s, 10 * s, 20 * s},
-		{"a Floor above the hint holds", Policy{Floor: 2 * s}, 0, s, 2 * s, 3500 * time.Millisecond},
+		{"a Floor above the hint holds", Policy{Floor: 2 * s}, 0, s, 2 * s, 4500 * time.Millisecond},
+		{"a short Cap does not bring clients together", Policy{Cap: s}, 0, 30 * s, 30 * s, 60 * s},
+		{"Fixed narrows the window only, not the hint", Policy{Fixed: .9}, 6, s, s, 31 * s},
 		{"ten years are an hour", Policy{}, 0, 10 * 365 * 24 * time.Hour, MaxHint, MaxHint + 30*s},
 		{"or Cap, if that is longer", Policy{Cap: 2 * time.Hour}, 0, longest, 2 * time.Hour, 4 * time.Hour},
 		{"the sum saturates", Policy{Cap: longest}, 99, longest, longest, longest},

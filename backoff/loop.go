@@ -1,9 +1,6 @@
 package backoff
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
 // A Loop paces the reconnects of one connection, over its whole life: call
 // [Loop.Up] whenever a connection has been made, and [Loop.Down] whenever one
@@ -50,15 +47,17 @@ type Loop struct {
 	failures int           // attempts and short connections since the last stable one
 	since    time.Time     // of the last Up; zero when not connected
 	everUp   bool          // from the first Up on, First counts
-	hint     time.Duration // window for the next Down; 0 = none
+	hint     time.Duration // the server's window since the last Up; 0 = none
+	hinted   bool          // the next Down is to use hint itself
 }
 
 // Up says that a connection has been made, and usable: after the handshake, and
 // after the first message of the server where a protocol has one. Its duration
-// counts from here.
+// counts from here. A hint that has not been used is forgotten.
 func (l *Loop) Up() {
 	l.since = time.Now()
 	l.everUp = true
+	l.hint, l.hinted = 0, false
 }
 
 // Down says that the connection was lost, or that an attempt to connect has
@@ -66,10 +65,11 @@ func (l *Loop) Up() {
 // that is at most Policy.Cap.
 //
 // When the answer to a failed attempt carried a Retry-After, wait for the longer
-// of Down and [Policy.After].
+// of Down and Policy.After(0, hint).
 func (l *Loop) Down() time.Duration {
+	stable := false
 	if !l.since.IsZero() {
-		if time.Since(l.since) >= l.stable() {
+		if stable = time.Since(l.since) >= l.stable(); stable {
 			l.failures = 0
 		}
 		l.since = time.Time{}
@@ -77,27 +77,39 @@ func (l *Loop) Down() time.Duration {
 	n := l.failures
 	l.failures++
 	p := l.Policy
-	if w := l.hint; w > 0 {
-		l.hint = 0
-		floor := max(0, min(p.Floor, p.limit()))
-		return p.draw(floor, floor+min(w, math.MaxInt64-floor))
-	}
 	if l.everUp {
 		p.Base = max(p.base(), l.first())
 	}
+	if l.hinted {
+		l.hinted = false
+		window := l.hint
+		if !stable {
+			_, usual := p.window(n)
+			window = max(window, usual)
+		}
+		return p.drawOver(p.floor(), window)
+	}
+	p.Base = max(p.Base, l.hint)
 	return p.Delay(n)
 }
 
 // Hint says that the server has asked its clients to come back spread over
-// window, as in the goodbye of a server that shuts down. The next Down, and only
-// that, is then a delay between 0 (or Policy.Floor) and window, drawn with full
-// jitter in place of First. A server that knows how many clients it has and how
-// many its neighbours can take makes a better choice than any client can.
+// window, as in the goodbye of a server that shuts down. Call it before the Down
+// for that connection: that Down, and only that, is then a delay between Floor
+// and Floor+window, drawn with full jitter in place of First. A server that knows
+// how many clients it has and how many its neighbours can take makes a better
+// choice than any client can. Should that attempt fail, the windows of those that
+// follow are not narrower, as far as Cap allows.
+//
+// A window narrower than the one that Down would use anyway counts only after a
+// stable connection: a server that accepts, says goodbye and closes cannot make
+// its clients dial it all the time.
 //
 // Zero or negative withdraws the hint. A window beyond [MaxHint], or beyond
 // Policy.Cap if that is longer, counts as that maximum.
 func (l *Loop) Hint(window time.Duration) {
 	l.hint = min(max(0, window), max(l.Policy.limit(), MaxHint))
+	l.hinted = l.hint > 0
 }
 
 // first returns the effective First: 0 for none.

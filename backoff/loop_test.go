@@ -24,7 +24,7 @@ func checkLoop(l Loop, hint time.Duration, n int) error {
 	l.Hint(hint)
 	most := limit
 	if hint > 0 {
-		window := min(hint, max(limit, MaxHint))
+		window := max(limit, min(hint, max(limit, MaxHint)))
 		most = floor + min(window, longest-floor)
 	}
 	if d := l.Down(); d < floor || d > most {
@@ -152,32 +152,83 @@ func TestHintReplacesTheNextWindowOnly(t *testing.T) {
 		hint   time.Duration
 		want   string
 	}{
-		{"wider than First", Policy{}, 20 * time.Second, "[20s 10s]"},
-		{"narrower than First", Policy{}, time.Second, "[1s 10s]"},
-		{"beyond Cap", Policy{}, time.Minute, "[1m0s 10s]"},
-		{"ten years are an hour", Policy{}, 87600 * time.Hour, "[1h0m0s 10s]"},
-		{"or Cap, if that is longer", Policy{Cap: 2 * time.Hour}, longest, "[2h0m0s 10s]"},
-		{"zero is no hint", Policy{}, 0, "[5s 10s]"},
-		{"negative is no hint", Policy{}, math.MinInt64, "[5s 10s]"},
-		{"full jitter even where the policy has none", Policy{Fixed: 1}, 20 * time.Second, "[20s 10s]"},
-		{"moved up by Floor", Policy{Floor: 3 * time.Second}, 20 * time.Second, "[23s 13s]"},
-		{"the sum saturates", Policy{Cap: longest, Floor: time.Second}, longest, "[2562047h47m16.854775807s 11s]"},
+		{"wider than First", Policy{}, 20 * time.Second, "[20s 30s 30s]"},
+		{"narrower than First", Policy{}, time.Second, "[1s 10s 20s]"},
+		{"between", Policy{}, 6 * time.Second, "[6s 12s 24s]"},
+		{"beyond Cap", Policy{}, time.Minute, "[1m0s 30s 30s]"},
+		{"ten years are an hour", Policy{}, 87600 * time.Hour, "[1h0m0s 30s 30s]"},
+		{"or Cap, if that is longer", Policy{Cap: 2 * time.Hour}, longest, "[2h0m0s 2h0m0s 2h0m0s]"},
+		{"zero is no hint", Policy{}, 0, "[5s 10s 20s]"},
+		{"negative is no hint", Policy{}, math.MinInt64, "[5s 10s 20s]"},
+		{"full jitter even where the policy has none", Policy{Fixed: 1}, 20 * time.Second, "[20s 30s 30s]"},
+		{"moved up by Floor", Policy{Floor: 3 * time.Second}, 20 * time.Second, "[23s 30s 30s]"},
+		{"of which no more than Cap counts", Policy{Floor: time.Hour, Cap: time.Second}, 20 * time.Second, "[21s 1s 1s]"},
+		{"the sum saturates", Policy{Cap: longest, Floor: time.Second}, longest, fmt.Sprintf("[%v %v %v]", longest, longest, longest)},
 	}
 	for _, tt := range tests {
-		l := Loop{Policy: tt.policy}
+		l := Loop{Policy: tt.policy, Stable: -1}
 		l.Up()
 		least := l
 		l.Policy.Rand = highest
 		l.Hint(tt.hint)
-		if got := downs(&l, 2); got != tt.want {
+		if got := downs(&l, 3); got != tt.want {
 			t.Errorf("%s: delays %v, want %v", tt.reason, got, tt.want)
 		}
 		least.Policy.Rand = lowest
 		least.Hint(tt.hint)
-		if got := least.Down(); got != tt.policy.Floor {
-			t.Errorf("%s: least delay %v, want %v", tt.reason, got, tt.policy.Floor)
+		if got, want := least.Down(), tt.policy.floor(); got != want && tt.policy.Fixed == 0 {
+			t.Errorf("%s: least delay %v, want %v", tt.reason, got, want)
+		}
+		l.Up()
+		if got := downs(&l, 1); tt.policy.Floor == 0 && got != "[5s]" {
+			t.Errorf("%s: after the next connection %v, want [5s]", tt.reason, got)
 		}
 	}
+}
+
+func TestHintIsForgottenWhenNotUsedBeforeTheNextUp(t *testing.T) {
+	l := Loop{Policy: Policy{Rand: highest}}
+	l.Up()
+	l.Hint(time.Hour)
+	l.Up()
+	if got, want := downs(&l, 2), "[5s 10s]"; got != want {
+		t.Errorf("delays %v, want %v", got, want)
+	}
+}
+
+func TestHintBeforeTheFirstUp(t *testing.T) {
+	l := Loop{Policy: Policy{Rand: highest}}
+	l.Hint(10 * time.Second)
+	if got, want := downs(&l, 2), "[10s 20s]"; got != want {
+		t.Errorf("delays %v, want %v", got, want)
+	}
+}
+
+// A server that accepts, asks for a short window and closes, is still not dialled
+// all the time.
+func TestHintDoesNotMakeAHotLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Loop
+		start := time.Now()
+		dials := 0
+		for time.Since(start) < 10*time.Minute {
+			dials++
+			l.Up()
+			l.Hint(time.Millisecond)
+			time.Sleep(l.Down())
+		}
+		if dials > 80 {
+			t.Errorf("%d dials in 10 minutes", dials)
+		}
+
+		l = Loop{Policy: Policy{Rand: highest}}
+		l.Up()
+		time.Sleep(DefaultStable)
+		l.Hint(time.Millisecond)
+		if got, want := downs(&l, 1), "[1ms]"; got != want {
+			t.Errorf("after a stable connection %v, want %v", got, want)
+		}
+	})
 }
 
 func TestHintOfZeroWithdrawsAHint(t *testing.T) {

@@ -43,7 +43,7 @@ var scenarios = []scenario{
 
 var policies = []policy{
 	{
-		name:  "seed: min(2^n·1s + rand·0.5s, 10s)",
+		name:  "common formula: min(2^n·1s + rand·0.5s, 10s)",
 		color: "#d1242f",
 		start: func(s *scenario, _ time.Duration, rnd *rand.Rand) pacer {
 			n := s.stand - 1

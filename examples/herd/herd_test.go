@@ -46,6 +46,10 @@ func TestLoopMeetsItsTargets(t *testing.T) {
 	if window.failed != 0 || window.attempts != 10_000 {
 		t.Errorf("with a server-given window %d of %d dials fail, want none", window.failed, window.attempts)
 	}
+	// The README says so.
+	if zero := find(t, "outage", "zero Loop"); zero.attempts*2 >= outage.attempts || zero.p99 > 30*time.Second {
+		t.Errorf("zero Loop: %d dials and p99 %v; with Cap 10 s %d dials", zero.attempts, zero.p99, outage.attempts)
+	}
 	for _, name := range []string{"zero Loop", "Loop, Cap 10 s, dial timeout 20 s"} {
 		if r := find(t, "collapse", name); r.p99 > 30*time.Second {
 			t.Errorf("%s: p99 %v, want recovery within 30 s", name, r.p99)
@@ -56,16 +60,22 @@ func TestLoopMeetsItsTargets(t *testing.T) {
 // What the others are here to show. If one of these fails, the model no longer
 // shows what the text says.
 func TestTheOthersShowTheirFaults(t *testing.T) {
-	if r := find(t, "outage", "seed"); r.perSecond < 8000 || r.p99 < 100*time.Second {
-		t.Errorf("seed formula after an outage: peak %d/s, p99 %v", r.perSecond, r.p99)
+	if r := find(t, "outage", "common formula"); r.perSecond < 8000 || r.p99 < 100*time.Second {
+		t.Errorf("common formula after an outage: peak %d/s, p99 %v", r.perSecond, r.p99)
 	}
-	if r := find(t, "resync", "seed"); r.per100ms != 10_000 {
-		t.Errorf("seed formula at a resync: %d of 10000 in 100 ms; at its cap it has no jitter", r.per100ms)
+	if r := find(t, "resync", "common formula"); r.per100ms != 10_000 {
+		t.Errorf("common formula at a resync: %d of 10000 in 100 ms; at its cap it has no jitter", r.per100ms)
 	}
-	if r := find(t, "restart", "full jitter, 0.5..30"); r.perSecond < 4*find(t, "restart", "zero Loop").perSecond {
-		t.Errorf("a small first window and no First: peak only %d/s", r.perSecond)
+	small := find(t, "restart", "full jitter, 0.5..30")
+	if small.perSecond < 4*find(t, "restart", "zero Loop").perSecond {
+		t.Errorf("a small first window and no First: peak only %d/s", small.perSecond)
 	}
-	for _, name := range []string{"seed", "no jitter", "equal", "full jitter, 1..10", "Loop, Cap 10 s"} {
+	for _, r := range full() { // the README says so
+		if r.scenario == small.scenario && r.perSecond > small.perSecond {
+			t.Errorf("%s has a higher peak than a small first window", r.policy.name)
+		}
+	}
+	for _, name := range []string{"common formula", "no jitter", "equal", "full jitter, 1..10", "Loop, Cap 10 s"} {
 		if r := find(t, "collapse", name); r.p99 != never {
 			t.Errorf("%s recovers from the collapse, p99 %v", name, r.p99)
 		}

@@ -11,8 +11,8 @@ import (
 // The model: every client loses the server within the same 50 ms, asks its pacer
 // how long to wait, dials, and on failure asks again, until it is connected. The
 // server is away until upAt. From then on it does one handshake after the other;
-// behind the one it works on waits a queue of limited length, and a dial that
-// finds the queue full is refused at once. A client whose dial takes too long
+// the others wait in a queue of limited length, and a dial that finds it full is
+// refused at once. A client whose dial takes too long
 // gives up, but the server still does that handshake: it cannot know.
 const (
 	rtt     = 40 * time.Millisecond
@@ -25,7 +25,7 @@ type scenario struct {
 	name, title, text string
 
 	upAt    time.Duration // when the server is back; until then dials are refused
-	backlog int           // dials that may wait for their handshake
+	backlog int           // dials that may be in work or wait for it
 	timeout time.Duration // how long a client waits for its handshake
 	stand   int           // attempts that every client has failed before it starts
 }
@@ -72,7 +72,7 @@ func simulate(s *scenario, p *policy, n, rate int, seed uint64, progress func(co
 	res := result{scenario: s, policy: p}
 	done := make([]time.Duration, 0, n) // when each client was connected
 
-	// A server that asks for half as much again as it needs is never late.
+	// The server asks for half as much again as it needs, so that it keeps up.
 	window := ideal(n, rate) * 3 / 2
 	timeout := max(s.timeout, p.timeout)
 	pacers := make([]pacer, n)

@@ -25,7 +25,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	resp, err := get(ctx, http.DefaultClient, os.Args[1])
+	resp, err := get(ctx, &http.Client{Timeout: 30 * time.Second}, os.Args[1])
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -44,6 +44,9 @@ func get(ctx context.Context, client *http.Client, url string) (*http.Response, 
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
+	}
+	if s := req.URL.Scheme; s != "http" && s != "https" || req.URL.Host == "" {
+		return nil, fmt.Errorf("%q is not an http or https URL", url) // trying again would not help
 	}
 	for n := 0; ; n++ {
 		resp, err := client.Do(req)

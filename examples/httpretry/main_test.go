@@ -100,8 +100,10 @@ func TestGetDoesNotRetryWhatIsFinal(t *testing.T) {
 	if err != nil || resp.StatusCode != 404 || len(s.asked) != 1 {
 		t.Error(resp, err, s.asked)
 	}
-	if _, err := get(t.Context(), http.DefaultClient, ":"); err == nil {
-		t.Error("no error for a URL that cannot be parsed")
+	for _, url := range []string{":", "example.test", "ftp://example.test/", "http:///path", ""} {
+		if _, err := get(t.Context(), &http.Client{Transport: s}, url); err == nil || len(s.asked) != 1 {
+			t.Errorf("get %q: %v, %d attempts", url, err, len(s.asked)-1)
+		}
 	}
 }
 

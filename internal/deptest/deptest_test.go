@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -19,6 +20,8 @@ var table = Table{
 	".":                nil,
 	"backoff":          nil,
 	"internal/deptest": nil,
+	"internal/leak":    nil,
+	"internal/mutant":  nil,
 	"internal/readme":  nil,
 	"examples/...":     {"./backoff"},
 }
@@ -88,7 +91,7 @@ func TestAModuleThatImportsOnlyBackoffStaysLean(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("go.mod", "module example.test/stranger\n\ngo 1.25.0\n\nrequire "+module+" v0.0.0\n\nreplace "+module+" => "+root+"\n")
+	write("go.mod", "module example.test/stranger\n\ngo 1.25.0\n\nrequire "+module+" v0.0.0\n\nreplace "+module+" => "+strconv.Quote(root)+"\n")
 	write("main.go", `package main
 
 import (

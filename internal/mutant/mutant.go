@@ -1,0 +1,80 @@
+// Package mutant shows that tests catch bugs: it plants one in a copy of a source
+// file, runs some tests of the package with it, and expects them to fail.
+package mutant
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A Mutant is one planted bug.
+type Mutant struct {
+	Why      string // what is wrong with it, in a few words
+	File     string // in the folder of the package under test
+	Old, New string // Old occurs in File exactly once, and is replaced by New
+}
+
+// Run plants each of the mutants by itself in the package in the current folder
+// and runs its tests that match the regular expression tests. They must pass
+// without a bug and fail with any. It uses the go command's overlay and changes no
+// file.
+//
+// It takes some seconds a mutant, and so is skipped with -short.
+func Run(t *testing.T, tests string, mutants ...Mutant) {
+	if testing.Short() {
+		t.Skip("planting bugs takes too long for -short")
+	}
+	if out, err := try(t, tests, ""); err != nil {
+		t.Fatalf("the tests %s fail without a planted bug: %v\n%s", tests, err, out)
+	}
+	for _, m := range mutants {
+		t.Run(strings.ReplaceAll(m.Why, " ", "_"), func(t *testing.T) {
+			path, err := filepath.Abs(m.File)
+			if err != nil {
+				t.Fatal(err)
+			}
+			source, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := bytes.Count(source, []byte(m.Old)); n != 1 {
+				t.Fatalf("%s has %q %d times, want once: this mutant is out of date", m.File, m.Old, n)
+			}
+			dir := t.TempDir()
+			changed := filepath.Join(dir, "changed.go")
+			if err := os.WriteFile(changed, bytes.Replace(source, []byte(m.Old), []byte(m.New), 1), 0o666); err != nil {
+				t.Fatal(err)
+			}
+			overlay, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			name := filepath.Join(dir, "overlay.json")
+			if err := os.WriteFile(name, overlay, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			out, err := try(t, tests, name)
+			switch {
+			case err == nil:
+				t.Errorf("no test fails with this bug: %q in place of %q in %s", m.New, m.Old, m.File)
+			case !bytes.Contains(out, []byte("--- FAIL")) && !bytes.Contains(out, []byte("panic: ")) && !bytes.Contains(out, []byte("fatal error: ")):
+				t.Errorf("the tests did not run with this bug, it may not compile: %v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// try runs the tests with an overlay, or without one if it is empty.
+func try(t *testing.T, tests, overlay string) ([]byte, error) {
+	args := []string{"test", "-count=1", "-timeout=120s", "-run", tests}
+	if overlay != "" {
+		args = append(args, "-overlay", overlay)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", append(args, ".")...)
+	return cmd.CombinedOutput()
+}
