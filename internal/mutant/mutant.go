@@ -24,7 +24,7 @@ type Mutant struct {
 // without a bug and fail with any. It uses the go command's overlay and changes no
 // file.
 //
-// It takes some seconds a mutant, and so is skipped with -short.
+// It takes a second or so for each mutant, and is skipped with -short.
 func Run(t *testing.T, tests string, mutants ...Mutant) {
 	if testing.Short() {
 		t.Skip("planting bugs takes too long for -short")
@@ -71,7 +71,7 @@ func Run(t *testing.T, tests string, mutants ...Mutant) {
 
 // try runs the tests with an overlay, or without one if it is empty.
 func try(t *testing.T, tests, overlay string) ([]byte, error) {
-	args := []string{"test", "-count=1", "-timeout=120s", "-run", tests}
+	args := []string{"test", "-count=1", "-timeout=30s", "-run", tests}
 	if overlay != "" {
 		args = append(args, "-overlay", overlay)
 	}

@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,6 +80,7 @@ var runBy = map[string]func(t *testing.T, line string){
 	"make demo": inCI,
 	"make test": inCI,
 	"go run ./examples/herd -clients 2000 -rate 50 -seed 7":            here,
+	"go run ./examples/sse":                                            serves,
 	"go run ./examples/herd":                                           inDemo,
 	"go mod init example.com/hello":                                    byTheStranger,
 	"go mod edit -require=github.com/holdfast-ws/holdfast@v0.0.0":      byTheStranger,
@@ -106,6 +108,50 @@ func inDemo(t *testing.T, line string) {
 func here(t *testing.T, line string) {
 	if out, err := command(root, line).CombinedOutput(); err != nil {
 		t.Errorf("%s: %v\n%s", line, err, out)
+	}
+}
+
+// serves is for programs that serve HTTP until they are interrupted, at an
+// address that they print.
+func serves(t *testing.T, line string) {
+	folder, ok := strings.CutPrefix(line, "go run ")
+	if !ok {
+		t.Fatalf("%q is not go run", line)
+	}
+	binary := filepath.Join(t.TempDir(), "program")
+	if out, err := command(root, "go build -o "+binary+" "+folder).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	deadline := time.Now().Add(time.Minute)
+	var log buffer
+	cmd := exec.Command(binary, "-addr", "127.0.0.1:0")
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	var url string
+	for url == "" {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s prints no address: %s", line, log.String())
+		}
+		url = regexp.MustCompile(`http://\S+/`).FindString(log.String())
+		runtime.Gosched()
+	}
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("%s serves %s at %s", line, resp.Status, url)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%s ends with %v on an interrupt: %s", line, err, log.String())
 	}
 }
 

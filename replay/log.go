@@ -1,0 +1,528 @@
+package replay
+
+import (
+	"math/bits"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// What zero fields of [Limits] and [Budget] stand for.
+const (
+	DefaultEntries = 1024
+	DefaultBytes   = 1 << 20
+	DefaultAge     = 5 * time.Minute
+
+	DefaultBatchEntries = 256
+	DefaultBatchBytes   = 64 << 10
+)
+
+// An Entry is one message of a log.
+//
+// Data is shared by the log and all its readers: nobody may change it. It stays
+// valid for as long as somebody holds it, also after the log has dropped it.
+type Entry struct {
+	Pos  Position  // its identity
+	Prev uint32    // the Tag of the entry before it; 0 for the first of an epoch
+	At   time.Time // when it was appended, by the clock of whoever numbered it
+	Key  string    // what it is about, for conflation; may be empty
+	Data []byte
+}
+
+// size is what an entry counts for bounds in bytes.
+func (e *Entry) size() int64 { return int64(len(e.Data) + len(e.Key)) }
+
+// Limits bound what a log stores. The oldest entries beyond any of the three are
+// dropped, and a reader that still wanted them gets a [GapError].
+type Limits struct {
+	// Entries is the greatest number of entries. Zero means DefaultEntries,
+	// negative no limit.
+	Entries int
+
+	// Bytes is the greatest sum of the lengths of Data and Key. The newest entry
+	// is kept even if it is longer than that alone. Zero means DefaultBytes,
+	// negative no limit.
+	Bytes int64
+
+	// Age is how long an entry is kept, counted from when this log got it. It is
+	// dropped when it is that old, or up to Age/64 or a millisecond later,
+	// whether or not anything else happens. Zero means DefaultAge, negative no
+	// limit.
+	Age time.Duration
+}
+
+// A Budget bounds one batch. If there is anything to read then a batch has at
+// least one entry, even one that is over the budget by itself.
+type Budget struct {
+	// Entries is the greatest number of entries. Zero means DefaultBatchEntries,
+	// negative no limit.
+	Entries int
+
+	// Bytes is the greatest sum of the lengths of Data and Key. Zero means
+	// DefaultBatchBytes, negative no limit.
+	Bytes int64
+}
+
+// A Batch is what one read returns. The zero value is ready to be read into. It
+// may be used again for the next read, which overwrites the slice Entries but not
+// what its entries refer to.
+type Batch struct {
+	// Entries follow each other without a gap, but for those that conflation
+	// left out.
+	Entries []Entry
+
+	// Conflated is how many entries were left out because a newer one with the
+	// same key follows. It is 0 unless the cursor's [Lag] asks for it.
+	Conflated int
+
+	// To is where the next read goes on, and what a reader has to remember that
+	// wants to resume after this batch.
+	To Position
+
+	// Head is the position of the newest entry at the time of the read. The
+	// reader has caught up if it is equal to To.
+	Head Position
+}
+
+// A Verdict is what [Log.Insert] makes of an entry.
+type Verdict int
+
+const (
+	// Appended: the entry follows the head and is now the head itself.
+	Appended Verdict = iota + 1
+
+	// Duplicate: it is an entry that the log has already got.
+	Duplicate
+
+	// Missing: entries between the head and this one have to be inserted first.
+	Missing
+
+	// Forked: the log has another entry of the same number, or the entry does not
+	// follow the log's head though its number does. The source has gone back to
+	// an older state and handed out numbers again.
+	Forked
+
+	// NewEpoch: the entry belongs to another epoch than the log.
+	NewEpoch
+
+	// TooOld: its number is below all that are stored, so that it cannot be told
+	// whether it is a duplicate or forked. Ask the source for its head.
+	TooOld
+)
+
+// String returns the name of the constant.
+func (v Verdict) String() string {
+	switch v {
+	case Appended:
+		return "Appended"
+	case Duplicate:
+		return "Duplicate"
+	case Missing:
+		return "Missing"
+	case Forked:
+		return "Forked"
+	case NewEpoch:
+		return "NewEpoch"
+	case TooOld:
+		return "TooOld"
+	}
+	return "Verdict(?)"
+}
+
+// A Log holds the newest entries of one topic, numbered without gaps, for any
+// number of readers. Either it gives the numbers itself, in [Log.Append], or it
+// follows a log whose numbers are given elsewhere, with [Log.Insert] and
+// [Log.Reset]; a log is used in one of these ways, not in both.
+//
+// A Log is safe for concurrent use. It runs no goroutine and need not be closed:
+// drop it when it is no longer wanted.
+type Log struct {
+	limits Limits
+	born   time.Time
+
+	// mu guards all below. It is held while a batch is copied, never while
+	// somebody waits or is woken. A poller's lock may be taken under it.
+	mu     sync.Mutex
+	head   Position          // of the newest entry, stored or not
+	n      int               // entries stored: those numbered head.Seq-n+1 to head.Seq
+	ring   []Entry           // entry s is at s&(len-1); len is a power of two, or 0
+	meta   []meta            // the same for what only the log needs to know
+	bytes  int64             // sum of the sizes of the entries stored
+	total  int64             // sum of the sizes of all entries ever added; may wrap
+	newest map[string]uint64 // key to the number of the newest stored entry that has it
+	timer  *time.Timer       // calls expire; nil until first needed
+	armed  bool              // the timer is running
+	clock  time.Time         // a recent time, see now
+	wake   chan struct{}     // closed for those that wait in Next; nil if nobody does
+	parked []*parking        // cursors that have caught up, by poller
+}
+
+// meta is what a log remembers of an entry beside the entry.
+type meta struct {
+	got    time.Duration // when, since the log was born
+	before int64         // the log's total before it was added
+	newer  uint64        // number of the next stored entry with the same key, or 0
+}
+
+// New returns an empty log with a random epoch.
+func New(limits Limits) *Log {
+	if limits.Entries == 0 {
+		limits.Entries = DefaultEntries
+	}
+	if limits.Bytes == 0 {
+		limits.Bytes = DefaultBytes
+	}
+	if limits.Age == 0 {
+		limits.Age = DefaultAge
+	}
+	now := time.Now()
+	return &Log{limits: limits, born: now, clock: now, head: newEpoch()}
+}
+
+// newEpoch returns the start of an epoch that nobody has seen before.
+func newEpoch() Position {
+	for {
+		if e := rand.Uint64(); e != 0 {
+			return Position{Epoch: e}
+		}
+	}
+}
+
+// Append gives a message the next number and a random tag and makes it the head.
+// It returns its position. The log keeps data as it is, without a copy: do not
+// change it afterwards. Key may be empty.
+//
+// The only error is [ErrExhausted].
+func (l *Log) Append(key string, data []byte) (Position, error) {
+	tag := rand.Uint32()
+	l.mu.Lock()
+	if l.head.Seq+1 == 0 {
+		l.mu.Unlock()
+		return Position{}, ErrExhausted
+	}
+	p := Position{Epoch: l.head.Epoch, Seq: l.head.Seq + 1, Tag: tag}
+	now := l.now()
+	l.add(Entry{Pos: p, Prev: l.head.Tag, At: now, Key: key, Data: data}, now.Sub(l.born))
+	l.unlockAndWake()
+	return p, nil
+}
+
+// Insert adds an entry that got its number elsewhere, if it is the next, and
+// otherwise says how it stands to what the log has. Only with the verdict
+// [Appended] has the log changed. The log keeps e.Data without a copy.
+//
+// A new log knows no epoch but its own: call [Log.Reset] first, with the position
+// that the entries to be inserted will follow.
+func (l *Log) Insert(e Entry) Verdict {
+	l.mu.Lock()
+	switch {
+	case e.Pos.Epoch != l.head.Epoch:
+		l.mu.Unlock()
+		return NewEpoch
+	case e.Pos.Seq <= l.head.Seq:
+		tag, ok := l.tag(e.Pos.Seq)
+		l.mu.Unlock()
+		switch {
+		case !ok:
+			return TooOld
+		case tag == e.Pos.Tag:
+			return Duplicate
+		}
+		return Forked
+	case e.Pos.Seq != l.head.Seq+1:
+		l.mu.Unlock()
+		return Missing
+	case e.Prev != l.head.Tag:
+		l.mu.Unlock()
+		return Forked
+	}
+	l.add(e, l.now().Sub(l.born))
+	l.unlockAndWake()
+	return Appended
+}
+
+// Reset drops all entries. Those to come follow head: reading after head is the
+// oldest that the log then allows. With the zero Position the log begins a new
+// random epoch.
+//
+// Each reader finds out by its own position what this means for it: one that
+// stands at head goes on without a gap, the others get a [GapError].
+func (l *Log) Reset(head Position) {
+	if head.IsZero() {
+		head = newEpoch()
+	}
+	l.mu.Lock()
+	l.drop(l.n)
+	l.shrink()
+	l.head = head
+	l.unlockAndWake()
+}
+
+// Bounds returns the first and the last position that can be read after: oldest
+// is the place before the oldest entry stored, and head the newest entry. They
+// are equal when no entry is stored. The head stays known when its entry has been
+// dropped.
+func (l *Log) Bounds() (oldest, head Position) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last(l.n), l.head
+}
+
+// Last returns the position after which the newest n entries can be read, or as
+// many as are stored. Last(0) is the head: reading after it gives only what is
+// new. A negative n counts as 0.
+func (l *Log) Last(n int) Position {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last(min(max(0, n), l.n))
+}
+
+// After reads the entries after p into b, as many as there are within the budget,
+// and does not wait. When p is the head it reads none and returns nil.
+//
+// The only error is a [*GapError]; then b has no entries.
+func (l *Log) After(p Position, b *Batch, max Budget) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.read(p, b, max, false)
+}
+
+// now returns the time, for half of what time.Now costs: it reads the wall clock
+// only once a second.
+func (l *Log) now() time.Time {
+	d := time.Since(l.clock)
+	if d > time.Second {
+		l.clock = time.Now()
+		return l.clock
+	}
+	return l.clock.Add(d)
+}
+
+// tag returns the tag of entry seq of this epoch, if it is known: that of an
+// entry stored, or of the one before the oldest.
+func (l *Log) tag(seq uint64) (uint32, bool) {
+	switch behind := l.head.Seq - seq; {
+	case behind == 0:
+		return l.head.Tag, true
+	case behind <= uint64(l.n):
+		return l.ring[l.at(seq+1)].Prev, true
+	}
+	return 0, false
+}
+
+// at returns the index of entry seq in the ring.
+func (l *Log) at(seq uint64) int { return int(seq & uint64(len(l.ring)-1)) }
+
+// last returns the position before the newest n entries, where n <= l.n.
+func (l *Log) last(n int) Position {
+	seq := l.head.Seq - uint64(n)
+	tag, _ := l.tag(seq)
+	return Position{Epoch: l.head.Epoch, Seq: seq, Tag: tag}
+}
+
+// check returns nil if the entries after p can be read, and else why not.
+func (l *Log) check(p Position) error {
+	var reason Reason
+	var missed uint64
+	switch {
+	case p.IsZero():
+		reason = ReasonNone
+	case p.Epoch != l.head.Epoch:
+		reason = ReasonEpoch
+	case p.Seq > l.head.Seq:
+		reason = ReasonAhead
+	default:
+		tag, ok := l.tag(p.Seq)
+		if ok && tag == p.Tag {
+			return nil
+		}
+		reason = ReasonForked
+		if !ok {
+			reason = ReasonTrimmed
+			missed = l.head.Seq - uint64(l.n) - p.Seq
+		}
+	}
+	return &GapError{Reason: reason, Want: p, Oldest: l.last(l.n), Head: l.head, Missed: missed}
+}
+
+// read reads what follows p.
+func (l *Log) read(p Position, b *Batch, max Budget, conflate bool) error {
+	b.Entries, b.Conflated, b.To, b.Head = b.Entries[:0], 0, p, l.head
+	if p == l.head {
+		return nil
+	}
+	if err := l.check(p); err != nil {
+		return err
+	}
+	entries := uint64(DefaultBatchEntries)
+	if max.Entries != 0 {
+		entries = uint64(max.Entries) // negative is more than there ever are
+	}
+	bytes := int64(DefaultBatchBytes)
+	if max.Bytes != 0 {
+		bytes = max.Bytes
+	}
+	if conflate {
+		l.readNewest(p.Seq, b, entries, bytes)
+	} else {
+		l.readAll(p.Seq, b, entries, bytes)
+	}
+	return nil
+}
+
+// readAll copies entries after number seq in at most two runs.
+func (l *Log) readAll(seq uint64, b *Batch, entries uint64, bytes int64) {
+	n := min(entries, l.head.Seq-seq)
+	from := l.at(seq + 1)
+	start, end := l.meta[from].before, l.total
+	if seq+n != l.head.Seq {
+		end = l.meta[l.at(seq+n+1)].before
+	}
+	if bytes >= 0 && end-start > bytes {
+		fit := uint64(1)
+		for fit < n {
+			i := l.at(seq + 1 + fit)
+			if l.meta[i].before-start+l.ring[i].size() > bytes {
+				break
+			}
+			fit++
+		}
+		n = fit
+	}
+	if end := from + int(n); end <= len(l.ring) {
+		b.Entries = append(b.Entries, l.ring[from:end]...)
+	} else {
+		b.Entries = append(b.Entries, l.ring[from:]...)
+		b.Entries = append(b.Entries, l.ring[:end-len(l.ring)]...)
+	}
+	b.To = b.Entries[n-1].Pos
+}
+
+// readNewest copies entries after number seq, but none of those that a newer
+// entry with the same key makes obsolete. The head is never one of them, so
+// that it always finds something.
+func (l *Log) readNewest(seq uint64, b *Batch, entries uint64, bytes int64) {
+	spent := int64(0)
+	for s := seq + 1; s-1 != l.head.Seq && uint64(len(b.Entries)) < entries; s++ {
+		i := l.at(s)
+		e := &l.ring[i]
+		if l.meta[i].newer != 0 {
+			b.Conflated++
+		} else {
+			spent += e.size()
+			if bytes >= 0 && spent > bytes && len(b.Entries) > 0 {
+				return
+			}
+			b.Entries = append(b.Entries, *e)
+		}
+		b.To = e.Pos
+	}
+}
+
+// add makes e, which follows the head, the new head, and drops what is then
+// beyond the limits.
+func (l *Log) add(e Entry, now time.Duration) {
+	l.dropExpired(now)
+	if l.n == l.limits.Entries {
+		l.drop(1)
+	}
+	size := e.size()
+	if limit := l.limits.Bytes; limit > 0 {
+		for l.n > 0 && l.bytes+size > limit {
+			l.drop(1)
+		}
+	}
+	if l.n == len(l.ring) {
+		l.resize(max(8, 2*l.n))
+	}
+
+	l.head = e.Pos
+	l.n++
+	i := l.at(e.Pos.Seq)
+	l.ring[i] = e
+	l.meta[i] = meta{got: now, before: l.total}
+	l.bytes += size
+	l.total += size
+	if e.Key != "" {
+		if older, ok := l.newest[e.Key]; ok {
+			l.meta[l.at(older)].newer = e.Pos.Seq
+		} else if l.newest == nil {
+			l.newest = map[string]uint64{}
+		}
+		l.newest[e.Key] = e.Pos.Seq
+	}
+	l.shrink()
+	if !l.armed && l.limits.Age > 0 {
+		l.arm(l.limits.Age)
+	}
+}
+
+// drop drops the oldest k entries.
+func (l *Log) drop(k int) {
+	for range k {
+		i := l.at(l.head.Seq - uint64(l.n) + 1)
+		e := &l.ring[i]
+		l.bytes -= e.size()
+		if e.Key != "" && l.meta[i].newer == 0 {
+			delete(l.newest, e.Key)
+		}
+		*e = Entry{} // lets go of its data
+		l.n--
+	}
+}
+
+// shrink gives memory back after entries were dropped.
+func (l *Log) shrink() {
+	switch {
+	case l.n == 0:
+		l.ring, l.meta, l.newest = nil, nil, nil
+	case l.n <= len(l.ring)/4 && len(l.ring) > 8:
+		l.resize(max(8, 2*l.n))
+	}
+}
+
+// resize gives the ring room for the next power of two from room.
+func (l *Log) resize(room int) {
+	room = 1 << bits.Len(uint(room-1))
+	old, oldMeta, mask := l.ring, l.meta, uint64(len(l.ring)-1)
+	l.ring, l.meta = make([]Entry, room), make([]meta, room)
+	for s := l.head.Seq - uint64(l.n) + 1; s-1 != l.head.Seq; s++ {
+		l.ring[l.at(s)], l.meta[l.at(s)] = old[s&mask], oldMeta[s&mask]
+	}
+}
+
+// dropExpired drops what is too old.
+func (l *Log) dropExpired(now time.Duration) {
+	if l.limits.Age < 0 {
+		return
+	}
+	for l.n > 0 && now-l.meta[l.at(l.head.Seq-uint64(l.n)+1)].got >= l.limits.Age {
+		l.drop(1)
+	}
+}
+
+// arm has expire called after d.
+func (l *Log) arm(d time.Duration) {
+	l.armed = true
+	if l.timer == nil {
+		l.timer = time.AfterFunc(d, l.expire)
+	} else {
+		l.timer.Reset(d)
+	}
+}
+
+// expire runs on the timer's goroutine while entries are stored that have a
+// greatest age. It does not run for each entry, but for all that have come of age
+// in a 64th of that age.
+func (l *Log) expire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now().Sub(l.born)
+	l.dropExpired(now)
+	l.shrink()
+	l.armed = false
+	if l.n > 0 {
+		oldest := l.meta[l.at(l.head.Seq-uint64(l.n)+1)].got
+		l.arm(max(oldest+l.limits.Age-now, l.limits.Age/64, time.Millisecond))
+	}
+}

@@ -1,0 +1,61 @@
+package replay
+
+import (
+	"testing"
+
+	"github.com/holdfast-ws/holdfast/internal/mutant"
+)
+
+// The model test alone finds each of these bugs in the log.
+func TestBugsPlantedInTheLogAreCaughtByTheModel(t *testing.T) {
+	mutant.Run(t, "^TestModel$",
+		mutant.Mutant{Why: "ring index wraps one off", File: "log.go",
+			Old: "return int(seq & uint64(len(l.ring)-1))", New: "return int(seq % uint64(max(1, len(l.ring)-1)))"},
+		mutant.Mutant{Why: "the second run of a wrapped read starts one late", File: "log.go",
+			Old: "l.ring[:end-len(l.ring)]...)", New: "l.ring[1:end-len(l.ring)+1]...)"},
+		mutant.Mutant{Why: "entries move wrongly when the ring grows", File: "log.go",
+			Old: "= old[s&mask], oldMeta[s&mask]", New: "= old[(s-1)&mask], oldMeta[(s-1)&mask]"},
+		mutant.Mutant{Why: "one before the oldest is called a gap", File: "log.go",
+			Old: "case behind <= uint64(l.n):", New: "case behind < uint64(l.n):"},
+		mutant.Mutant{Why: "the tag is not looked at", File: "log.go",
+			Old: "if ok && tag == p.Tag {", New: "if _ = tag; ok {"},
+		mutant.Mutant{Why: "the epoch is not looked at", File: "log.go",
+			Old: "case p.Epoch != l.head.Epoch:\n		reason", New: "case false:\n		reason"},
+		mutant.Mutant{Why: "ahead is taken for caught up", File: "log.go",
+			Old: "if p == l.head {", New: "if p == l.head || p.Epoch == l.head.Epoch && p.Seq > l.head.Seq {"},
+		mutant.Mutant{Why: "a duplicate by number alone", File: "log.go",
+			Old: "case tag == e.Pos.Tag:", New: "case tag == tag:"},
+		mutant.Mutant{Why: "the link is not checked", File: "log.go",
+			Old: "case e.Prev != l.head.Tag:", New: "case false:"},
+		mutant.Mutant{Why: "missed counts one too few", File: "log.go",
+			Old: "missed = l.head.Seq - uint64(l.n) - p.Seq", New: "missed = l.head.Seq - uint64(l.n) - p.Seq - 1"},
+		mutant.Mutant{Why: "age is not a bound", File: "log.go",
+			Old: "if l.limits.Age < 0 {", New: "if true {"},
+		mutant.Mutant{Why: "bytes are not a bound", File: "log.go",
+			Old: "if limit := l.limits.Bytes; limit > 0 {", New: "if limit := l.limits.Bytes; limit > 1<<40 {"},
+		mutant.Mutant{Why: "an emptied log forgets its head", File: "log.go",
+			Old: "		l.ring, l.meta, l.newest = nil, nil, nil\n", New: "		l.ring, l.meta, l.newest = nil, nil, nil\n		l.head.Tag = 0\n"},
+		mutant.Mutant{Why: "conflation drops the newest of a key", File: "log.go",
+			Old: "if l.meta[i].newer != 0 {", New: "if e.Key != \"\" && len(b.Entries) > 0 {"},
+		mutant.Mutant{Why: "a dropped key is remembered", File: "log.go",
+			Old: "delete(l.newest, e.Key)", New: "_ = e"},
+		mutant.Mutant{Why: "the cursor moves although there is a gap", File: "log.go",
+			Old: "b.Entries[:0], 0, p, l.head\n	if p == l.head {", New: "b.Entries[:0], 0, l.head, l.head\n	if p == l.head {"},
+	)
+}
+
+// And these in what wakes readers are found by the other tests.
+func TestBugsPlantedInTheWakingAreCaught(t *testing.T) {
+	mutant.Run(t, "^Test(Next|All|APoller|Poller|Disarm|AReset|Four)",
+		mutant.Mutant{Why: "those that wait are not woken", File: "poller.go",
+			Old: "		close(wake)\n", New: "		_ = wake\n"},
+		mutant.Mutant{Why: "parked cursors are forgotten", File: "poller.go",
+			Old: "take(&k.poller.ready, &k.cursors)", New: "initList(&k.cursors)"},
+		mutant.Mutant{Why: "a worker is not told that there is more", File: "poller.go",
+			Old: "			p.signal() // for the next worker\n", New: ""},
+		mutant.Mutant{Why: "a cursor that is behind is parked", File: "poller.go",
+			Old: "if c.pos == c.log.head {", New: "if c.pos.Epoch == c.log.head.Epoch {"},
+		mutant.Mutant{Why: "a list loses its last cursor", File: "poller.go",
+			Old: "first, last := other.next, other.prev\n", New: "first, last := other.next, other.prev\n	if last != first {\n		last = last.prev\n	}\n"},
+	)
+}
