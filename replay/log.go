@@ -202,7 +202,7 @@ func (l *Log) Append(key string, data []byte) (Position, error) {
 	}
 	p := Position{Epoch: l.head.Epoch, Seq: l.head.Seq + 1, Tag: tag}
 	now := l.now()
-	l.add(Entry{Pos: p, Prev: l.head.Tag, At: now, Key: key, Data: data}, now.Sub(l.born))
+	l.add(&Entry{Pos: p, Prev: l.head.Tag, At: now, Key: key, Data: data}, now.Sub(l.born))
 	l.unlockAndWake()
 	return p, nil
 }
@@ -236,7 +236,7 @@ func (l *Log) Insert(e Entry) Verdict {
 		l.mu.Unlock()
 		return Forked
 	}
-	l.add(e, l.now().Sub(l.born))
+	l.add(&e, l.now().Sub(l.born))
 	l.unlockAndWake()
 	return Appended
 }
@@ -421,7 +421,7 @@ func (l *Log) readNewest(seq uint64, b *Batch, entries uint64, bytes int64) {
 
 // add makes e, which follows the head, the new head, and drops what is then
 // beyond the limits.
-func (l *Log) add(e Entry, now time.Duration) {
+func (l *Log) add(e *Entry, now time.Duration) {
 	l.dropExpired(now)
 	if l.n == l.limits.Entries {
 		l.drop(1)
@@ -439,7 +439,7 @@ func (l *Log) add(e Entry, now time.Duration) {
 	l.head = e.Pos
 	l.n++
 	i := l.at(e.Pos.Seq)
-	l.ring[i] = e
+	l.ring[i] = *e
 	l.meta[i] = meta{got: now, before: l.total}
 	l.bytes += size
 	l.total += size

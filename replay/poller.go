@@ -171,6 +171,10 @@ func (k *parking) empty() bool { return k.cursors.next == &k.cursors }
 // unlockAndWake gives up the lock after a change that readers wait for, and wakes
 // all of them.
 func (l *Log) unlockAndWake() {
+	if l.wake == nil && len(l.parked) == 0 {
+		l.mu.Unlock()
+		return
+	}
 	wake := l.wake
 	l.wake = nil
 	var room [4]*Poller

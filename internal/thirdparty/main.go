@@ -31,6 +31,7 @@ func main() {
 		os.Exit(2)
 	}
 	tables := []table{backoffCost(*rounds, *each), backoffSpread()}
+	tables = append(tables, logCost(*rounds, *each)...)
 	if !*markdown {
 		fmt.Println(machine())
 		for _, t := range tables {

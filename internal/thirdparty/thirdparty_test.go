@@ -27,6 +27,7 @@ func TestClientsInStep(t *testing.T) {
 
 func TestTablesAreWhole(t *testing.T) {
 	tables := []table{backoffCost(1, time.Microsecond), backoffSpread()}
+	tables = append(tables, logCost(1, time.Microsecond)...)
 	for _, table := range tables {
 		var text, markdown bytes.Buffer
 		table.text(&text)
@@ -39,8 +40,8 @@ func TestTablesAreWhole(t *testing.T) {
 				t.Errorf("row %q is not printed", row)
 			}
 		}
-		if len(table.rows) != len(schedules) {
-			t.Errorf("%s: %d rows, want %d", table.title, len(table.rows), len(schedules))
+		if len(table.rows) == 0 {
+			t.Errorf("%s: no rows", table.title)
 		}
 	}
 }
