@@ -1,6 +1,9 @@
 package replay
 
-import "context"
+import (
+	"context"
+	"sort"
+)
 
 // A Lag is how far a cursor may fall behind the head of its log. It counts
 // entries that are still stored; what the log drops is a [GapError] in any case.
@@ -14,7 +17,8 @@ type Lag struct {
 	Bytes int64
 
 	// Conflate chooses what happens to a cursor over the limit. By default it
-	// gets a GapError with ReasonLagging, until it is moved by [Cursor.Seek]. With
+	// gets a GapError with ReasonLagging, until it is moved by [Cursor.Seek]; the
+	// error's Oldest is then the furthest place back that the limit allows. With
 	// Conflate it reads on, but is not given entries for which a newer one with
 	// the same Key is stored: a reader of prices that cannot follow each change
 	// gets the latest price of everything. Entries with an empty Key are all
@@ -31,7 +35,7 @@ func (lag *Lag) over(entries uint64, bytes int64) bool {
 // reader costs nothing but the entries that the log stores anyway.
 //
 // A cursor belongs to one goroutine at a time; different cursors of a log may be
-// used at the same time. It need not be closed, but see [Poller.Disarm].
+// used at the same time. It need not be closed, but with a [Poller].
 type Cursor struct {
 	// Value is the caller's, to find what belongs to a cursor that
 	// [Poller.Wait] returns.
@@ -41,8 +45,9 @@ type Cursor struct {
 	pos Position
 	lag *Lag
 
-	poller     *Poller // last one armed with
-	next, prev *Cursor // in a list of parked or ready cursors; nil while not armed
+	park       *parking // of the poller it was last armed with
+	next, prev *Cursor  // in a list of parked or ready cursors; nil while not armed
+	closed     bool
 }
 
 // Cursor returns a reader that goes on after from: with what is stored if that is
@@ -65,13 +70,18 @@ func (l *Log) Cursor(from Position, lag *Lag) *Cursor {
 func (c *Cursor) Next(ctx context.Context, b *Batch, max Budget) error {
 	for {
 		if ctx.Err() != nil {
-			b.Entries, b.Conflated, b.To = b.Entries[:0], 0, c.pos
+			_, head := c.log.Bounds()
+			b.reset(c.pos, head)
 			return context.Cause(ctx)
 		}
 		c.log.mu.Lock()
 		if err := c.read(b, max); err != nil || len(b.Entries) > 0 {
 			c.log.mu.Unlock()
 			return err
+		}
+		if b.To != b.Head { // it got past obsolete entries only
+			c.log.mu.Unlock()
+			continue
 		}
 		if c.log.wake == nil {
 			c.log.wake = make(chan struct{})
@@ -85,8 +95,10 @@ func (c *Cursor) Next(ctx context.Context, b *Batch, max Budget) error {
 	}
 }
 
-// Read is [Cursor.Next] without waiting: b has no entries if there is nothing to
-// read.
+// Read is [Cursor.Next] without waiting: b has no entries, and To is equal to
+// Head, if there is nothing to read. A read that conflates may also return without
+// entries when it has only got past some that are obsolete; then To differs from
+// Head.
 func (c *Cursor) Read(b *Batch, max Budget) error {
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
@@ -95,19 +107,42 @@ func (c *Cursor) Read(b *Batch, max Budget) error {
 
 // read reads with the log's lock held.
 func (c *Cursor) read(b *Batch, max Budget) error {
-	conflate := false
+	over := false
 	if c.lag != nil {
-		if entries, bytes := c.log.lag(c.pos); c.lag.over(entries, bytes) {
-			if !c.lag.Conflate && c.log.check(c.pos) == nil {
-				b.Entries, b.Conflated, b.To, b.Head = b.Entries[:0], 0, c.pos, c.log.head
-				return &GapError{Reason: ReasonLagging, Want: c.pos, Oldest: c.pos, Head: c.log.head}
-			}
-			conflate = c.lag.Conflate
+		over = c.lag.over(c.log.lag(c.pos))
+	}
+	if over && !c.lag.Conflate {
+		b.reset(c.pos, c.log.head)
+		return c.within(&GapError{Reason: ReasonLagging, Want: c.pos, Oldest: c.pos, Head: c.log.head})
+	}
+	err := c.log.read(c.pos, b, max, over)
+	c.pos = b.To
+	if gap, ok := err.(*GapError); ok && c.lag != nil && !c.lag.Conflate {
+		return c.within(gap)
+	}
+	return err
+}
+
+// within moves the Oldest of a gap to where the limit of the lag allows, so that
+// a reader that goes on from there can go on.
+func (c *Cursor) within(gap *GapError) error {
+	l := c.log
+	oldest := l.head.Seq - uint64(l.n)
+	if gap.Oldest.Epoch == l.head.Epoch {
+		oldest = max(oldest, gap.Oldest.Seq)
+	}
+	behind := int(l.head.Seq - oldest)
+	allowed := sort.Search(behind+1, func(k int) bool { // the first k that is too far behind
+		p := l.last(k)
+		return c.lag.over(l.lag(p))
+	})
+	if allowed--; allowed < behind {
+		gap.Oldest = l.last(allowed)
+		if gap.Reason == ReasonTrimmed || gap.Reason == ReasonLagging {
+			gap.Missed = gap.Oldest.Seq - gap.Want.Seq
 		}
 	}
-	err := c.log.read(c.pos, b, max, conflate)
-	c.pos = b.To
-	return err
+	return gap
 }
 
 // Position returns where the cursor stands: after the last entry it has read.
@@ -127,8 +162,8 @@ func (c *Cursor) Lag() (entries uint64, bytes int64) {
 
 // lag returns the entries stored after p, and their size.
 func (l *Log) lag(p Position) (entries uint64, bytes int64) {
-	if entries = l.head.Seq - p.Seq; p.Epoch != l.head.Epoch || p.Seq >= l.head.Seq || entries > uint64(l.n) {
+	if p == l.head || l.check(p) != nil {
 		return 0, 0
 	}
-	return entries, l.total - l.meta[l.at(p.Seq+1)].before
+	return l.head.Seq - p.Seq, l.total - l.meta[l.at(p.Seq+1)].before
 }

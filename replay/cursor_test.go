@@ -140,9 +140,24 @@ func TestLagLimits(t *testing.T) {
 		if errors.As(err, &gap) != tt.over {
 			t.Errorf("%s: %v", tt.reason, err)
 		}
-		if tt.over && (gap.Reason != ReasonLagging || gap.Oldest != gap.Want || gap.Missed != 0 || gap.Head != at[10]) {
+		if !tt.over {
+			continue
+		}
+		if gap.Reason != ReasonLagging || gap.Want != at[5] || gap.Oldest != at[6] || gap.Missed != 1 || gap.Head != at[10] {
 			t.Errorf("%s: %+v", tt.reason, *gap)
 		}
+		c.Seek(gap.Oldest)
+		if err := c.Read(&b, Budget{}); err != nil || words(b.Entries) != "7 8 9 10" {
+			t.Errorf("%s: at Oldest %q, %v", tt.reason, words(b.Entries), err)
+		}
+	}
+	// One entry that is over the limit by itself.
+	l.Append("", make([]byte, 100))
+	c := l.Cursor(at[10], &Lag{Bytes: 5})
+	var b Batch
+	var gap *GapError
+	if err := c.Read(&b, Budget{}); !errors.As(err, &gap) || gap.Oldest != gap.Head || gap.Missed != 1 {
+		t.Errorf("%+v", err)
 	}
 }
 
@@ -172,6 +187,26 @@ func TestConflationGivesTheNewestOfEachKey(t *testing.T) {
 	// Three behind: within the limit, so all of them.
 	if err := c.Next(t.Context(), &b, Budget{}); err != nil || words(b.Entries) != "c3 c3 c3" || b.Conflated != 0 {
 		t.Errorf("%q, %d conflated, %v", words(b.Entries), b.Conflated, err)
+	}
+}
+
+// A conflating read over a long backlog holds the lock for a part of it at a time.
+func TestConflationGetsOnInSteps(t *testing.T) { synctest.Test(t, testSteps) }
+
+func testSteps(t *testing.T) {
+	l := New(Limits{Entries: 5000, Bytes: -1})
+	start := l.Last(0)
+	for range 4000 {
+		l.Append("k", nil)
+	}
+	newest, _ := l.Append("k", []byte("newest"))
+	c := l.Cursor(start, &Lag{Entries: 1, Conflate: true})
+	var b Batch
+	if err := c.Read(&b, Budget{}); err != nil || len(b.Entries) != 0 || b.Conflated != scanned || b.To.Seq != scanned || b.Head != newest.Pos {
+		t.Errorf("a read: %d entries, %d conflated, to %d, %v", len(b.Entries), b.Conflated, b.To.Seq, err)
+	}
+	if err := c.Next(t.Context(), &b, Budget{}); err != nil || words(b.Entries) != "newest" || b.To != newest.Pos {
+		t.Errorf("Next: %q, to %d, %v", words(b.Entries), b.To.Seq, err)
 	}
 }
 
@@ -258,36 +293,217 @@ func TestPollerWakesAWorkerForEachCursorThatIsReady(t *testing.T) {
 	})
 }
 
-func TestDisarm(t *testing.T) {
+func TestCloseTakesACursorOutOfItsPollerForGood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New(Limits{})
-		p, other := NewPoller(), NewPoller()
-		c := l.Cursor(l.Last(0), nil)
-		if p.Disarm(c) {
-			t.Error("Disarm of a cursor never armed")
-		}
-		p.Arm(c)
-		if other.Disarm(c) || !p.Disarm(c) || p.Disarm(c) {
-			t.Error("Disarm of a parked cursor, by its poller, once")
-		}
-		l.Append("", nil)
-		p.Arm(c) // ready at once
-		if !p.Disarm(c) {
-			t.Error("Disarm of a ready cursor")
-		}
-		p.Arm(c)
+		p := NewPoller()
 		ready := make([]*Cursor, 2)
-		if n, err := p.Wait(t.Context(), ready); n != 1 || ready[0] != c || err != nil {
+		nobody := func() {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if n, err := p.Wait(ctx, ready); n != 0 {
+				t.Errorf("Wait = %d, %v", n, err)
+			}
+		}
+		if l.Cursor(l.Last(0), nil).Close() {
+			t.Error("Close of a cursor never armed")
+		}
+
+		parked := l.Cursor(l.Last(0), nil)
+		p.Arm(parked)
+		if !parked.Close() || parked.Close() {
+			t.Error("Close of a parked cursor, twice")
+		}
+		behind := l.Cursor(l.Last(0), nil)
+		l.Append("", nil)
+		p.Arm(behind) // ready at once
+		if !behind.Close() {
+			t.Error("Close of a ready cursor")
+		}
+		nobody()
+
+		busy := l.Cursor(l.Last(1), nil)
+		p.Arm(busy)
+		if n, err := p.Wait(t.Context(), ready); n != 1 || ready[0] != busy || err != nil {
 			t.Errorf("Wait = %d, %v", n, err)
 		}
-		if p.Disarm(c) {
-			t.Error("Disarm of a cursor that Wait has returned")
+		if busy.Close() {
+			t.Error("Close of a cursor that a worker has")
 		}
-		other.Arm(c) // another poller may have it now
-		if n, err := other.Wait(t.Context(), ready); n != 1 || err != nil {
+		p.Arm(busy) // by the worker, which does not know
+		l.Append("", nil)
+		nobody()
+	})
+}
+
+func TestACursorMayChangeItsPoller(t *testing.T) {
+	l := New(Limits{})
+	p, other := NewPoller(), NewPoller()
+	c := l.Cursor(l.Last(0), nil)
+	ready := make([]*Cursor, 2)
+	for _, q := range []*Poller{p, other, p} {
+		q.Arm(c)
+		l.Append("", nil)
+		if n, err := q.Wait(t.Context(), ready); n != 1 || err != nil {
 			t.Errorf("Wait = %d, %v", n, err)
+		}
+		var b Batch
+		if err := c.Read(&b, Budget{}); err != nil || len(b.Entries) != 1 {
+			t.Errorf("%d entries, %v", len(b.Entries), err)
+		}
+	}
+}
+
+// A worker whose context ends just when it is woken passes the cursor on.
+func TestAWorkerThatLeavesLosesNoCursor(t *testing.T) {
+	for i := range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(Limits{})
+			p := NewPoller()
+			p.Arm(l.Cursor(l.Last(0), nil))
+			leaving, leave := context.WithCancel(t.Context())
+			var served atomic.Int32
+			workers := []context.Context{leaving, t.Context()}
+			if i%2 == 1 {
+				slices.Reverse(workers)
+			}
+			for _, ctx := range workers {
+				go func() {
+					if n, _ := p.Wait(ctx, make([]*Cursor, 1)); n == 1 {
+						served.Add(1)
+					}
+				}()
+				synctest.Wait() // in this order
+			}
+			l.Append("", nil)
+			leave()
+			synctest.Wait()
+			if served.Load() != 1 {
+				t.Fatalf("served %d times", served.Load())
+			}
+			l.Reset(Position{})
+			p.Arm(l.Cursor(Position{}, nil)) // for whoever still waits
+		})
+	}
+}
+
+// An Arm of a cursor that is behind wakes a worker that waits.
+func TestArmWakesAWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, other := New(Limits{}), New(Limits{})
+		first, second := l.Cursor(l.Last(0), nil), other.Cursor(other.Last(0), nil)
+		l.Append("", nil)
+		p := NewPoller()
+		got := make(chan *Cursor, 2)
+		go func() {
+			one := make([]*Cursor, 1)
+			p.Wait(t.Context(), one)
+			got <- one[0]
+		}()
+		synctest.Wait()
+		p.Arm(first, second) // ready, and then parked
+		if c := <-got; c != first {
+			t.Error("another cursor")
 		}
 	})
+}
+
+// Anything at any time, from many goroutines: no cursor that is behind is
+// forgotten, none is returned twice or after it was closed.
+func TestPollersUnderStress(t *testing.T) {
+	rounds, workers := 3000, 6
+	if testing.Short() {
+		rounds = 500
+	}
+	logs := []*Log{New(Limits{Entries: 100}), New(Limits{Entries: 100}), New(Limits{Entries: 100})}
+	pollers := []*Poller{NewPoller(), NewPoller()}
+	type owner struct {
+		poller *Poller
+		busy   atomic.Bool
+		gone   atomic.Bool // closed, and no worker had it
+		seen   atomic.Uint64
+	}
+	ctx, finish := context.WithCancel(t.Context())
+	var wg, writers sync.WaitGroup
+	for i := range workers {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(i), 7))
+			p := pollers[i%len(pollers)]
+			cursors := make([]*Cursor, 1+rnd.IntN(8))
+			var b Batch
+			for ctx.Err() == nil {
+				short, cancel := context.WithTimeout(ctx, time.Duration(rnd.IntN(200))*time.Microsecond)
+				n, _ := p.Wait(short, cursors)
+				cancel()
+				for _, c := range cursors[:n] {
+					o := c.Value.(*owner)
+					if o.busy.Swap(true) {
+						t.Error("two workers have one cursor")
+					}
+					if o.gone.Load() {
+						t.Error("a closed cursor is returned")
+					}
+					var gap *GapError
+					if err := c.Read(&b, Budget{Entries: 1 + rnd.IntN(10)}); errors.As(err, &gap) {
+						c.Seek(gap.Oldest)
+					}
+					o.seen.Store(c.Position().Seq)
+					o.busy.Store(false)
+				}
+				p.Arm(cursors[:n]...)
+			}
+		})
+	}
+	var mu sync.Mutex // guards cursors
+	var cursors []*Cursor
+	for i := range 3 {
+		writers.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(i), 8))
+			for range rounds {
+				l := logs[rnd.IntN(len(logs))]
+				switch rnd.IntN(6) {
+				case 0:
+					o := &owner{poller: pollers[rnd.IntN(len(pollers))]}
+					c := l.Cursor(l.Last(rnd.IntN(5)), nil)
+					c.Value = o
+					o.poller.Arm(c)
+					mu.Lock()
+					cursors = append(cursors, c)
+					mu.Unlock()
+				case 1:
+					mu.Lock()
+					var c *Cursor
+					if len(cursors) > 0 {
+						k := rnd.IntN(len(cursors))
+						c = cursors[k]
+						cursors = slices.Delete(cursors, k, k+1)
+					}
+					mu.Unlock()
+					if c != nil && c.Close() {
+						c.Value.(*owner).gone.Store(true)
+					}
+				default:
+					if _, err := l.Append("", nil); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	writers.Wait()
+	for _, c := range cursors {
+		o, head := c.Value.(*owner), c.log.Last(0)
+		deadline := time.Now().Add(30 * time.Second)
+		for o.seen.Load() < head.Seq && !(o.seen.Load() == 0) {
+			if time.Now().After(deadline) {
+				t.Fatalf("a cursor stands at %d of %d for ever", o.seen.Load(), head.Seq)
+			}
+			runtime.Gosched()
+		}
+	}
+	finish()
+	wg.Wait()
 }
 
 func TestMisuseOfAPollerPanics(t *testing.T) {
@@ -321,7 +537,10 @@ func TestPollersThatAreGoneLeaveNothing(t *testing.T) {
 		p := NewPoller()
 		c := l.Cursor(l.Last(0), nil)
 		p.Arm(c)
-		p.Disarm(c)
+		c.Close()
+		if _, err := l.Append("", nil); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if len(l.parked) > 1 {
 		t.Errorf("the log remembers %d pollers", len(l.parked))

@@ -38,11 +38,13 @@
 //
 // A position names an entry by identity. A log that was lost and numbers from 1
 // again, or that went back to an older state and handed out some numbers a second
-// time, is noticed by each reader that this concerns, and only by those.
+// time, is noticed by each reader that stands in what is gone, but for one in 2³²
+// that meets an equal tag. Readers that stand in what both have in common go on.
 //
 // # Slow readers
 //
-// A slow reader costs the log nothing and holds up nobody. It loses its place
+// A slow reader costs the log nothing and holds up nobody: it has no queue. It
+// loses its place
 // when the log drops what it has not read; [Limits] decide when. A [Lag] sets a
 // limit of the cursor's own, beyond which it is either stopped, so that it can be
 // disconnected or moved to the head, or spared the entries that a newer one with
@@ -52,7 +54,7 @@
 //
 // [Cursor.Next] waits in a goroutine of the reader's own. Where there are
 // thousands of readers, waking their goroutines is most of the work of an append;
-// a [Poller] serves any number of cursors with a few goroutines instead.
+// a [Poller] serves them with a few goroutines instead.
 //
 // # Concurrency
 //

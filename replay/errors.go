@@ -37,7 +37,7 @@ const (
 	ReasonNone Reason = "no position"
 
 	// ReasonLagging: the reader is further behind than its [Lag] allows. Nothing
-	// is lost yet.
+	// is lost yet; Missed is how many entries it would have to leave out.
 	ReasonLagging Reason = "lagging"
 )
 
@@ -54,7 +54,7 @@ const (
 type GapError struct {
 	Reason Reason
 	Want   Position // where the reader stands
-	Oldest Position // the first place to go on from: reading after it gives all that is stored
+	Oldest Position // the first place to go on from: reading after it gives all that is to be had
 	Head   Position // the last one: reading after it gives only what is new
 	Missed uint64   // entries between Want and Oldest, where Reason says that this is known
 }

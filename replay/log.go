@@ -1,10 +1,12 @@
 package replay
 
 import (
+	"maps"
 	"math/bits"
 	"math/rand/v2"
 	"sync"
 	"time"
+	"weak"
 )
 
 // What zero fields of [Limits] and [Budget] stand for.
@@ -40,8 +42,9 @@ type Limits struct {
 	Entries int
 
 	// Bytes is the greatest sum of the lengths of Data and Key. The newest entry
-	// is kept even if it is longer than that alone. Zero means DefaultBytes,
-	// negative no limit.
+	// is kept even if it is longer than that alone. The 120 bytes or so that each
+	// entry takes besides do not count; Entries bounds those. Zero means
+	// DefaultBytes, negative no limit.
 	Bytes int64
 
 	// Age is how long an entry is kept, counted from when this log got it. It is
@@ -65,7 +68,8 @@ type Budget struct {
 
 // A Batch is what one read returns. The zero value is ready to be read into. It
 // may be used again for the next read, which overwrites the slice Entries but not
-// what its entries refer to.
+// what its entries refer to. It keeps the room for the largest batch that it has
+// held, about 100 bytes an entry.
 type Batch struct {
 	// Entries follow each other without a gap, but for those that conflation
 	// left out.
@@ -82,6 +86,12 @@ type Batch struct {
 	// Head is the position of the newest entry at the time of the read. The
 	// reader has caught up if it is equal to To.
 	Head Position
+}
+
+// reset makes the batch one without entries, and lets go of their data.
+func (b *Batch) reset(to, head Position) {
+	clear(b.Entries)
+	b.Entries, b.Conflated, b.To, b.Head = b.Entries[:0], 0, to, head
 }
 
 // A Verdict is what [Log.Insert] makes of an entry.
@@ -134,8 +144,8 @@ func (v Verdict) String() string {
 // follows a log whose numbers are given elsewhere, with [Log.Insert] and
 // [Log.Reset]; a log is used in one of these ways, not in both.
 //
-// A Log is safe for concurrent use. It runs no goroutine and need not be closed:
-// drop it when it is no longer wanted.
+// Make one with [New]. A Log is safe for concurrent use. It runs no goroutine and
+// need not be closed: drop it when it is no longer wanted.
 type Log struct {
 	limits Limits
 	born   time.Time
@@ -189,39 +199,69 @@ func newEpoch() Position {
 }
 
 // Append gives a message the next number and a random tag and makes it the head.
-// It returns its position. The log keeps data as it is, without a copy: do not
-// change it afterwards. Key may be empty.
+// It returns the entry. The log keeps data as it is, without a copy: do not change
+// it afterwards. Key may be empty.
 //
 // The only error is [ErrExhausted].
-func (l *Log) Append(key string, data []byte) (Position, error) {
+func (l *Log) Append(key string, data []byte) (Entry, error) {
 	tag := rand.Uint32()
 	l.mu.Lock()
 	if l.head.Seq+1 == 0 {
 		l.mu.Unlock()
-		return Position{}, ErrExhausted
+		return Entry{}, ErrExhausted
 	}
-	p := Position{Epoch: l.head.Epoch, Seq: l.head.Seq + 1, Tag: tag}
 	now := l.now()
-	l.add(&Entry{Pos: p, Prev: l.head.Tag, At: now, Key: key, Data: data}, now.Sub(l.born))
+	e := Entry{
+		Pos:  Position{Epoch: l.head.Epoch, Seq: l.head.Seq + 1, Tag: tag},
+		Prev: l.head.Tag, At: now, Key: key, Data: data,
+	}
+	l.add(&e, now.Sub(l.born))
 	l.unlockAndWake()
-	return p, nil
+	return e, nil
 }
 
 // Insert adds an entry that got its number elsewhere, if it is the next, and
 // otherwise says how it stands to what the log has. Only with the verdict
-// [Appended] has the log changed. The log keeps e.Data without a copy.
+// [Appended] has the log changed. The log keeps the data without a copy.
+//
+// Several entries, as from one page of the source, are inserted in one step, in
+// which duplicates are passed over: readers are woken once. Insert stops at the
+// first that is neither appended nor a duplicate, and returns its verdict; or else
+// that of the last.
 //
 // A new log knows no epoch but its own: call [Log.Reset] first, with the position
 // that the entries to be inserted will follow.
-func (l *Log) Insert(e Entry) Verdict {
+func (l *Log) Insert(entries ...Entry) (v Verdict) {
 	l.mu.Lock()
+	head := l.head
+	v = l.insert(entries)
+	if l.head == head {
+		l.mu.Unlock()
+	} else {
+		l.unlockAndWake()
+	}
+	return v
+}
+
+// insert is Insert with the lock held.
+func (l *Log) insert(entries []Entry) (v Verdict) {
+	for i := range entries {
+		if v = l.verdict(&entries[i]); v == Appended {
+			l.add(&entries[i], l.now().Sub(l.born))
+		} else if v != Duplicate {
+			break
+		}
+	}
+	return v
+}
+
+// verdict says what is to become of e.
+func (l *Log) verdict(e *Entry) Verdict {
 	switch {
 	case e.Pos.Epoch != l.head.Epoch:
-		l.mu.Unlock()
 		return NewEpoch
 	case e.Pos.Seq <= l.head.Seq:
 		tag, ok := l.tag(e.Pos.Seq)
-		l.mu.Unlock()
 		switch {
 		case !ok:
 			return TooOld
@@ -230,32 +270,42 @@ func (l *Log) Insert(e Entry) Verdict {
 		}
 		return Forked
 	case e.Pos.Seq != l.head.Seq+1:
-		l.mu.Unlock()
 		return Missing
 	case e.Prev != l.head.Tag:
-		l.mu.Unlock()
 		return Forked
 	}
-	l.add(&e, l.now().Sub(l.born))
-	l.unlockAndWake()
 	return Appended
 }
 
-// Reset drops all entries. Those to come follow head: reading after head is the
-// oldest that the log then allows. With the zero Position the log begins a new
-// random epoch.
+// Reset drops all entries, and then inserts those given, which follow after. No
+// reader sees a state in between: so a log that follows another is repaired, when
+// that went back to an older state, without disturbing readers that this does not
+// concern.
 //
-// Each reader finds out by its own position what this means for it: one that
-// stands at head goes on without a gap, the others get a [GapError].
-func (l *Log) Reset(head Position) {
-	if head.IsZero() {
-		head = newEpoch()
+// Each reader finds out by its own position what the reset means for it: one that
+// stands at after, or at an entry given, goes on without a gap, the others get a
+// [GapError] when they next read. Reset returns the verdict of [Log.Insert] for
+// the entries given, and Appended for none.
+//
+// A zero Epoch, as in the zero Position, stands for a new random epoch, which
+// begins at number 0.
+func (l *Log) Reset(after Position, entries ...Entry) Verdict {
+	switch {
+	case after.Epoch == 0:
+		after = newEpoch()
+	case after.Seq == 0:
+		after.Tag = 0
 	}
 	l.mu.Lock()
 	l.drop(l.n)
+	l.head = after
+	v := Appended
+	if len(entries) > 0 {
+		v = l.insert(entries)
+	}
 	l.shrink()
-	l.head = head
 	l.unlockAndWake()
+	return v
 }
 
 // Bounds returns the first and the last position that can be read after: oldest
@@ -347,7 +397,7 @@ func (l *Log) check(p Position) error {
 
 // read reads what follows p.
 func (l *Log) read(p Position, b *Batch, max Budget, conflate bool) error {
-	b.Entries, b.Conflated, b.To, b.Head = b.Entries[:0], 0, p, l.head
+	b.reset(p, l.head)
 	if p == l.head {
 		return nil
 	}
@@ -398,12 +448,15 @@ func (l *Log) readAll(seq uint64, b *Batch, entries uint64, bytes int64) {
 	b.To = b.Entries[n-1].Pos
 }
 
+// scanned is how many entries a conflating read looks at while it holds the lock.
+const scanned = 1024
+
 // readNewest copies entries after number seq, but none of those that a newer
-// entry with the same key makes obsolete. The head is never one of them, so
-// that it always finds something.
+// entry with the same key makes obsolete.
 func (l *Log) readNewest(seq uint64, b *Batch, entries uint64, bytes int64) {
 	spent := int64(0)
-	for s := seq + 1; s-1 != l.head.Seq && uint64(len(b.Entries)) < entries; s++ {
+	end := seq + min(scanned, l.head.Seq-seq)
+	for s := seq + 1; s-1 != end && uint64(len(b.Entries)) < entries; s++ {
 		i := l.at(s)
 		e := &l.ring[i]
 		if l.meta[i].newer != 0 {
@@ -478,6 +531,11 @@ func (l *Log) shrink() {
 		l.ring, l.meta, l.newest = nil, nil, nil
 	case l.n <= len(l.ring)/4 && len(l.ring) > 8:
 		l.resize(max(8, 2*l.n))
+		if l.newest != nil { // maps do not shrink
+			newest := make(map[string]uint64, len(l.newest))
+			maps.Copy(newest, l.newest)
+			l.newest = newest
+		}
 	}
 }
 
@@ -505,7 +563,13 @@ func (l *Log) dropExpired(now time.Duration) {
 func (l *Log) arm(d time.Duration) {
 	l.armed = true
 	if l.timer == nil {
-		l.timer = time.AfterFunc(d, l.expire)
+		// Not the log itself: a dropped log would stay in memory until then.
+		dropped := weak.Make(l)
+		l.timer = time.AfterFunc(d, func() {
+			if l := dropped.Value(); l != nil {
+				l.expire()
+			}
+		})
 	} else {
 		l.timer.Reset(d)
 	}

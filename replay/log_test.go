@@ -7,6 +7,7 @@ import (
 	"math"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,11 +23,11 @@ func fill(l *Log, n int) []Position {
 	_, head := l.Bounds()
 	positions := []Position{head}
 	for i := range n {
-		p, err := l.Append("", fmt.Append(nil, i+1))
+		e, err := l.Append("", fmt.Append(nil, i+1))
 		if err != nil {
 			panic(err)
 		}
-		positions = append(positions, p)
+		positions = append(positions, e.Pos)
 	}
 	return positions
 }
@@ -138,9 +139,9 @@ func TestAppendNumbersDenselyAndLinksEntries(t *testing.T) {
 		var times []time.Time
 		for i := range 5 {
 			times = append(times, time.Now())
-			p, err := l.Append(fmt.Sprint("key", i), data)
-			if err != nil || p.Seq != uint64(i+1) || p.Epoch != start.Epoch {
-				t.Fatalf("Append %d = %+v, %v", i, p, err)
+			e, err := l.Append(fmt.Sprint("key", i), data)
+			if err != nil || e.Pos.Seq != uint64(i+1) || e.Pos.Epoch != start.Epoch {
+				t.Fatalf("Append %d = %+v, %v", i, e, err)
 			}
 			time.Sleep(700 * time.Millisecond) // so that the log's clock is read anew
 		}
@@ -262,8 +263,8 @@ func TestNumbersNearTheTop(t *testing.T) {
 		if head := l.Last(0); head.Seq != math.MaxUint64 {
 			t.Fatalf("head %+v", head)
 		}
-		if p, err := l.Append("", nil); err != ErrExhausted || !p.IsZero() {
-			t.Errorf("Append after the last number = %+v, %v", p, err)
+		if e, err := l.Append("", nil); err != ErrExhausted || !e.Pos.IsZero() {
+			t.Errorf("Append after the last number = %+v, %v", e, err)
 		}
 		stored := min(limit, 20)
 		if got, gap := after(l, at[20-stored]); gap != nil || len(strings.Fields(got)) != stored {
@@ -413,6 +414,7 @@ func TestABusyLogDropsManyEntriesPerTimer(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		for range 70 {
+			synctest.Wait()
 			oldest, head := l.Bounds()
 			var b Batch
 			if err := l.After(oldest, &b, Budget{Entries: 1}); err != nil {
@@ -473,14 +475,14 @@ func TestMemoryIsGivenBack(t *testing.T) {
 
 // A dropped entry's data must not be held by the ring's memory.
 func TestDroppedDataIsLetGo(t *testing.T) {
-	l := New(Limits{Entries: 8})
+	l := New(Limits{Entries: 5}) // of the ring's 8 places
 	freed := make(chan struct{})
 	func() {
 		big := make([]byte, 1<<16)
 		runtime.AddCleanup(&big[0], func(struct{}) { close(freed) }, struct{}{})
 		l.Append("", big)
 	}()
-	fill(l, 8)
+	fill(l, 5)
 	deadline := time.After(10 * time.Second)
 	for {
 		runtime.GC()
@@ -565,6 +567,161 @@ func TestABatchIsUsedAgainWithoutAllocation(t *testing.T) {
 	b = Batch{Entries: make([]Entry, 5), Conflated: 7}
 	if err := l.After(Position{}, &b, Budget{}); err == nil || len(b.Entries) != 0 || b.Conflated != 0 {
 		t.Errorf("after an error the batch is %+v", b)
+	}
+}
+
+func TestABatchLetsGoOfWhatItNoLongerHolds(t *testing.T) {
+	l := New(Limits{})
+	fill(l, 100)
+	var b Batch
+	if err := l.After(l.Last(100), &b, Budget{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.After(l.Last(1), &b, Budget{}); err != nil || len(b.Entries) != 1 {
+		t.Fatal(err)
+	}
+	for i, e := range b.Entries[1:100] {
+		if e.Data != nil {
+			t.Fatalf("entry %d is still held", i+1)
+		}
+	}
+}
+
+func TestADroppedLogIsFreedThoughItsTimerRuns(t *testing.T) {
+	freed := make(chan struct{})
+	func() {
+		l := New(Limits{Age: time.Hour})
+		p := NewPoller()
+		p.Arm(l.Cursor(fill(l, 3)[3], nil))
+		runtime.AddCleanup(l, func(struct{}) { close(freed) }, struct{}{})
+	}()
+	deadline := time.After(10 * time.Second)
+	for {
+		runtime.GC()
+		select {
+		case <-freed:
+			return
+		case <-deadline:
+			t.Fatal("a log that nobody holds is still there")
+		default:
+			runtime.Gosched()
+		}
+	}
+}
+
+func TestKeysOfDroppedEntriesTakeNoMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Limits{Entries: 100_000, Bytes: -1, Age: time.Minute})
+		heap := func() int64 {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc)
+		}
+		empty := heap()
+		for i := range 100_000 {
+			l.Append(fmt.Sprint("key ", i), nil)
+		}
+		full := heap() - empty
+		time.Sleep(59 * time.Second)
+		l.Append("the last", nil)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if left := heap() - empty; left > full/100 {
+			t.Errorf("with one entry left %d bytes of %d are still held", left, full)
+		}
+		runtime.KeepAlive(l)
+	})
+}
+
+func TestInsertOfSeveralPassesOverDuplicatesAndStopsAtTheFirstThatDoesNotFit(t *testing.T) {
+	chain := make([]Entry, 10)
+	prev := Position{9, 100, 1}
+	for i := range chain {
+		chain[i] = Entry{Pos: Position{9, prev.Seq + 1, uint32(i + 2)}, Prev: prev.Tag, Data: fmt.Append(nil, i)}
+		prev = chain[i].Pos
+	}
+	forged := chain[4]
+	forged.Pos.Tag = 99
+	tests := []struct {
+		reason  string
+		entries []Entry
+		want    Verdict
+		stored  string
+	}{
+		{"none", nil, 0, ""},
+		{"a page", chain[:3], Appended, "0 1 2"},
+		{"a page that overlaps", chain[1:5], Appended, "0 1 2 3 4"},
+		{"nothing new", chain[2:5], Duplicate, "0 1 2 3 4"},
+		{"a gap within", append(append([]Entry{}, chain[4:6]...), chain[8]), Missing, "0 1 2 3 4 5"},
+		{"a fork first", append([]Entry{forged}, chain[6]), Forked, "0 1 2 3 4 5"},
+	}
+	l := New(Limits{})
+	l.Reset(Position{9, 100, 1})
+	for _, tt := range tests {
+		if got := l.Insert(tt.entries...); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.reason, got, tt.want)
+		}
+		if got, gap := after(l, Position{9, 100, 1}); got != tt.stored || gap != nil {
+			t.Errorf("%s: stored %q, %v, want %q", tt.reason, got, gap, tt.stored)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { l.Insert(chain[0]) }); n != 0 {
+		t.Errorf("%v allocations for an Insert", n)
+	}
+}
+
+// A node repairs its copy of a log that went back to an older state. Readers whose
+// part of it is as it was do not notice, however unluckily they look.
+func TestARepairInOneStepDisturbsNobodyElse(t *testing.T) {
+	entries := func(from Position, n int, tag uint32) (chain []Entry) {
+		for range n {
+			e := Entry{Pos: Position{from.Epoch, from.Seq + 1, tag + uint32(from.Seq)}, Prev: from.Tag}
+			chain = append(chain, e)
+			from = e.Pos
+		}
+		return chain
+	}
+	start := Position{5, 1000, 7}
+	common := entries(start, 90, 1)
+	at90 := common[89].Pos
+	l := New(Limits{})
+	l.Reset(start, append(common, entries(at90, 10, 50_000)...)...)
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for _, pos := range []Position{start, common[40].Pos, common[88].Pos, at90} {
+		wg.Go(func() {
+			var b Batch
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := l.After(pos, &b, Budget{Entries: 1}); err != nil || len(b.Entries) != 1 {
+					t.Errorf("the reader at %d: %v, %d entries", pos.Seq, err, len(b.Entries))
+					return
+				}
+			}
+		})
+	}
+	for i := range 2000 {
+		if v := l.Reset(start, append(common, entries(at90, 1+i%20, uint32(100_000*(i+2)))...)...); v != Appended {
+			t.Errorf("Reset = %v", v)
+		}
+	}
+	close(done)
+	wg.Wait()
+	if v := l.Reset(start, common[1]); v != Missing || l.Last(0) != start {
+		t.Errorf("Reset with an entry that does not follow = %v, head %+v", v, l.Last(0))
+	}
+	l.Reset(Position{0, 5, 5})
+	if head := l.Last(0); head.Epoch == 0 || head.Seq != 0 || head.Tag != 0 {
+		t.Errorf("Reset with epoch 0: %+v", head)
+	}
+	l.Reset(Position{5, 0, 5})
+	if head := l.Last(0); head != (Position{Epoch: 5}) {
+		t.Errorf("Reset to number 0 with a tag: %+v", head)
 	}
 }
 

@@ -107,6 +107,15 @@ func (m *model) insert(e Entry, now time.Time) Verdict {
 	return TooOld
 }
 
+func (m *model) insertAll(entries []Entry, now time.Time) (v Verdict) {
+	for _, e := range entries {
+		if v = m.insert(e, now); v != Appended && v != Duplicate {
+			return v
+		}
+	}
+	return v
+}
+
 // after is what reading after p gives.
 func (m *model) after(p Position, budget Budget, conflate bool) (b Batch, err error) {
 	gap := func(reason Reason, missed uint64) (Batch, error) {
@@ -165,21 +174,39 @@ func (m *model) after(p Position, budget Budget, conflate bool) (b Batch, err er
 
 // read is what a cursor at p with a lag limit gets.
 func (m *model) read(p Position, budget Budget, lag *Lag) (Batch, error) {
-	conflate := false
-	if _, err := m.after(p, budget, false); err == nil && lag != nil {
+	over := func(p Position) bool {
 		entries, bytes := m.lag(p)
-		if lag.Entries > 0 && entries > uint64(lag.Entries) || lag.Bytes > 0 && bytes > lag.Bytes {
-			if !lag.Conflate {
-				return Batch{To: p, Head: m.head}, &GapError{Reason: ReasonLagging, Want: p, Oldest: p, Head: m.head}
+		return lag != nil && (lag.Entries > 0 && entries > uint64(lag.Entries) || lag.Bytes > 0 && bytes > lag.Bytes)
+	}
+	b, err := m.after(p, budget, over(p) && lag.Conflate)
+	if lag == nil || lag.Conflate {
+		return b, err
+	}
+	var gap *GapError
+	if err == nil && over(p) {
+		gap = &GapError{Reason: ReasonLagging, Want: p, Oldest: p, Head: m.head}
+		b, err = Batch{To: p, Head: m.head}, gap
+	}
+	if errors.As(err, &gap) && over(gap.Oldest) {
+		places := []Position{m.head}
+		for i := len(m.stored) - 1; i >= 0; i-- {
+			e := m.stored[i]
+			place := Position{e.Pos.Epoch, e.Pos.Seq - 1, e.Prev}
+			if over(place) {
+				break
 			}
-			conflate = true
+			places = append(places, place)
+		}
+		gap.Oldest = places[len(places)-1]
+		if gap.Reason == ReasonTrimmed || gap.Reason == ReasonLagging {
+			gap.Missed = gap.Oldest.Seq - p.Seq
 		}
 	}
-	return m.after(p, budget, conflate)
+	return b, err
 }
 
 func (m *model) lag(p Position) (entries uint64, bytes int64) {
-	if oldest := m.oldest(); p.Epoch != m.head.Epoch || p.Seq < oldest.Seq {
+	if _, err := m.after(p, Budget{}, false); err != nil {
 		return 0, 0
 	}
 	for _, e := range m.stored {
@@ -210,7 +237,7 @@ func newDuel(rnd *rand.Rand, seen map[string]int) *duel {
 	limits := Limits{
 		Entries: pick(-1, 1, 2, 3, 7, 8, 9, 30),
 		Bytes:   int64(pick(-1, 1, 20, 100, 1000)),
-		Age:     time.Duration(pick(-1, 1, int(time.Millisecond), int(time.Second), int(time.Minute))),
+		Age:     time.Duration(pick(-1, -1, 1, int(time.Second), int(time.Minute), int(time.Hour))),
 	}
 	if limits.Entries < 0 && limits.Age < 0 && limits.Bytes < 0 {
 		limits.Entries = 50 // the model is slow
@@ -238,8 +265,11 @@ func newDuel(rnd *rand.Rand, seen map[string]int) *duel {
 func (d *duel) reset(p Position) {
 	d.log.Reset(p)
 	d.model.stored = nil
+	if p.Seq == 0 {
+		p.Tag = 0
+	}
 	d.model.head = p
-	if p.IsZero() {
+	if p.Epoch == 0 {
 		d.model.head = d.log.Last(0)
 	}
 	d.source, d.from = nil, d.model.head
@@ -296,25 +326,24 @@ func (d *duel) step() error {
 func (d *duel) write() error {
 	if !d.follow {
 		e := d.entry(d.model.head)
-		p, err := d.log.Append(e.Key, e.Data)
+		got, err := d.log.Append(e.Key, e.Data)
 		if d.model.head.Seq == math.MaxUint64 {
-			if err != ErrExhausted || !p.IsZero() {
-				return fmt.Errorf("Append = %v, %v, want ErrExhausted", p, err)
+			if err != ErrExhausted || !got.Pos.IsZero() {
+				return fmt.Errorf("Append = %+v, %v, want ErrExhausted", got, err)
 			}
 			return nil
 		}
-		e.Pos.Tag, e.At = p.Tag, time.Now()
-		if p != e.Pos || err != nil {
-			return fmt.Errorf("Append = %+v, %v, want %+v", p, err, e.Pos)
+		e.Pos.Tag, e.At = got.Pos.Tag, time.Now()
+		if got.Pos != e.Pos || got.Prev != e.Prev || got.Key != e.Key || !got.At.Equal(e.At) || err != nil {
+			return fmt.Errorf("Append = %+v, %v, want %+v", got, err, e)
 		}
 		d.model.elapse(time.Now())
 		d.model.add(e, time.Now())
-		d.known = append(d.known, p)
+		d.known = append(d.known, got.Pos)
 		return nil
 	}
 
-	// The source goes on, and now and then back, and the log gets one of its
-	// entries: mostly the next, and else any.
+	// The source goes on, and now and then back to an older state.
 	if top := d.top(); top.Seq < math.MaxUint64 {
 		d.source = append(d.source, d.entry(top))
 	}
@@ -322,31 +351,55 @@ func (d *duel) write() error {
 		d.source = d.source[:d.rnd.IntN(len(d.source))]
 	}
 	if len(d.source) > 60 {
+		d.from = d.source[0].Pos
 		d.source = d.source[1:]
 	}
-	var e Entry
+	// The log gets the next of its entries, or any, or a page, or a forgery.
+	var entries []Entry
+	next := 0
+	for next < len(d.source) && d.source[next].Pos.Seq <= d.model.head.Seq {
+		next++
+	}
 	switch n := d.rnd.IntN(20); {
-	case n < 14:
-		for _, s := range d.source {
-			if s.Pos.Seq == d.model.head.Seq+1 {
-				e = s
-			}
-		}
+	case n < 10 && next < len(d.source):
+		entries = d.source[next : next+1]
+	case n < 14 && next < len(d.source):
+		from := max(0, next-d.rnd.IntN(3))
+		entries = d.source[from : from+d.rnd.IntN(len(d.source)-from+1)]
 	case n < 18 && len(d.source) > 0:
-		e = d.source[d.rnd.IntN(len(d.source))]
+		i := d.rnd.IntN(len(d.source))
+		entries = d.source[i : i+1]
 	case n == 18: // what nobody has given
-		e = d.entry(d.known[d.rnd.IntN(len(d.known))])
-	default: // one of another epoch, or none
-		e = d.entry(Position{d.rnd.Uint64N(2), d.rnd.Uint64(), 0})
+		entries = []Entry{d.entry(d.known[d.rnd.IntN(len(d.known))])}
+	case n == 19: // of another epoch
+		entries = []Entry{d.entry(Position{d.rnd.Uint64N(2), d.rnd.Uint64(), 0})}
 	}
 	d.model.elapse(time.Now())
-	got, want := d.log.Insert(e), d.model.insert(e, time.Now())
+	got, want := d.log.Insert(entries...), d.model.insertAll(entries, time.Now())
 	if got != want {
-		return fmt.Errorf("Insert(%+v) = %v, want %v", e.Pos, got, want)
+		return fmt.Errorf("Insert of %d from %+v = %v, want %v", len(entries), entries, got, want)
 	}
 	d.seen[got.String()]++
-	if got == Appended {
-		d.known = append(d.known, e.Pos)
+	d.known = append(d.known, d.model.head)
+	switch got {
+	case Missing, Forked, TooOld, NewEpoch:
+		if d.rnd.IntN(3) == 0 { // repair, as a node does
+			from := max(0, len(d.source)-d.rnd.IntN(30))
+			after := d.from
+			if from > 0 {
+				after = d.source[from-1].Pos
+			}
+			page := d.source[from:]
+			d.model.stored, d.model.head = nil, after
+			wantV := Appended
+			if len(page) > 0 {
+				wantV = d.model.insertAll(page, time.Now())
+			}
+			if v := d.log.Reset(after, page...); v != wantV {
+				return fmt.Errorf("Reset with %d entries = %v, want %v", len(page), v, wantV)
+			}
+			d.known = append(d.known, d.model.head)
+		}
 	}
 	return nil
 }
@@ -401,6 +454,10 @@ func (d *duel) read(c *Cursor) error {
 	}
 	var gap *GapError
 	if errors.As(err, &gap) {
+		c.Seek(gap.Oldest) // from there it can go on, always
+		if err := c.Read(&d.batch, budget); err != nil {
+			return fmt.Errorf("at the Oldest of %+v: %w", *gap, err)
+		}
 		c.Seek([]Position{gap.Oldest, gap.Head, p}[d.rnd.IntN(3)])
 	}
 	return nil

@@ -39,14 +39,18 @@ func TestBugsPlantedInTheLogAreCaughtByTheModel(t *testing.T) {
 			Old: "if l.meta[i].newer != 0 {", New: "if e.Key != \"\" && len(b.Entries) > 0 {"},
 		mutant.Mutant{Why: "a dropped key is remembered", File: "log.go",
 			Old: "delete(l.newest, e.Key)", New: "_ = e"},
+		mutant.Mutant{Why: "lagging leads nowhere", File: "cursor.go",
+			Old: "gap.Oldest = l.last(allowed)", New: "_ = allowed"},
+		mutant.Mutant{Why: "a page stops at a duplicate", File: "log.go",
+			Old: "} else if v != Duplicate {", New: "} else {"},
 		mutant.Mutant{Why: "the cursor moves although there is a gap", File: "log.go",
-			Old: "b.Entries[:0], 0, p, l.head\n	if p == l.head {", New: "b.Entries[:0], 0, l.head, l.head\n	if p == l.head {"},
+			Old: "b.reset(p, l.head)\n", New: "b.reset(l.head, l.head)\n"},
 	)
 }
 
 // And these in what wakes readers are found by the other tests.
 func TestBugsPlantedInTheWakingAreCaught(t *testing.T) {
-	mutant.Run(t, "^Test(Next|All|APoller|Poller|Disarm|AReset|Four)",
+	mutant.Run(t, "^Test(Next|All|Poller|Close|AReset|AWorker|Arm|Four|Conflation)",
 		mutant.Mutant{Why: "those that wait are not woken", File: "poller.go",
 			Old: "		close(wake)\n", New: "		_ = wake\n"},
 		mutant.Mutant{Why: "parked cursors are forgotten", File: "poller.go",
@@ -55,6 +59,16 @@ func TestBugsPlantedInTheWakingAreCaught(t *testing.T) {
 			Old: "			p.signal() // for the next worker\n", New: ""},
 		mutant.Mutant{Why: "a cursor that is behind is parked", File: "poller.go",
 			Old: "if c.pos == c.log.head {", New: "if c.pos.Epoch == c.log.head.Epoch {"},
+		mutant.Mutant{Why: "a worker that leaves keeps the token", File: "poller.go",
+			Old: "			if ready {\n				p.signal()\n			}\n			return 0", New: "			_ = ready\n			return 0"},
+		mutant.Mutant{Why: "Arm does not wake a worker", File: "poller.go",
+			Old: "		if ready {\n			p.signal()\n		}\n	}()", New: "	}()"},
+		mutant.Mutant{Why: "only the last of several armed counts", File: "poller.go",
+			Old: "ready = p.arm(cursors[0]) || ready", New: "ready = p.arm(cursors[0])"},
+		mutant.Mutant{Why: "a closed cursor can be armed", File: "poller.go",
+			Old: "	case c.closed:\n		return false\n", New: ""},
+		mutant.Mutant{Why: "a conflating read that finds nothing waits", File: "cursor.go",
+			Old: "if b.To != b.Head { // it got", New: "if false { // it got"},
 		mutant.Mutant{Why: "a list loses its last cursor", File: "poller.go",
 			Old: "first, last := other.next, other.prev\n", New: "first, last := other.next, other.prev\n	if last != first {\n		last = last.prev\n	}\n"},
 	)

@@ -29,7 +29,11 @@ import (
 // until the caller arms it. So no two workers ever have the same cursor, and one
 // that is busy writing to a slow connection simply arms it later.
 //
-// A Poller is safe for concurrent use. Make one with [NewPoller] and keep it.
+// A cursor that is armed must not be read or moved. One whose reader leaves is to
+// be closed, see [Cursor.Close].
+//
+// A Poller is safe for concurrent use. Make one with [NewPoller] for all cursors
+// of a process, not one for each connection: an append goes through the pollers.
 type Poller struct {
 	wake chan struct{} // holds a token if there may be ready cursors and nobody looks
 
@@ -46,11 +50,16 @@ func NewPoller() *Poller {
 
 // Arm asks p to return each of the cursors from Wait, once, as soon as there is
 // something for it to read, or a GapError, which may be now. (After a [Log.Reset]
-// it may also turn out that there is nothing.) It panics if one of them is armed
-// already. Several cursors of one log, one after the other, are cheaper to arm in
-// one call.
+// it may also turn out that there is nothing.) It passes over cursors that were
+// closed, and panics if one of them is armed already. Several cursors of one log,
+// one after the other, are cheaper to arm in one call.
 func (p *Poller) Arm(cursors ...*Cursor) {
 	ready := false
+	defer func() {
+		if ready {
+			p.signal()
+		}
+	}()
 	for len(cursors) > 0 {
 		l := cursors[0].log
 		l.mu.Lock()
@@ -60,21 +69,23 @@ func (p *Poller) Arm(cursors ...*Cursor) {
 		}
 		l.mu.Unlock()
 	}
-	if ready {
-		p.signal()
-	}
 }
 
 // arm parks c, or else puts it among the ready and returns true. The lock of c's
 // log is held.
 func (p *Poller) arm(c *Cursor) bool {
-	if c.next != nil {
+	switch {
+	case c.closed:
+		return false
+	case c.next != nil:
 		c.log.mu.Unlock()
 		panic("replay: Arm of a cursor that is armed")
 	}
-	c.poller = p
+	if c.park == nil || c.park.poller != p || !c.park.listed {
+		c.park = c.log.parking(p)
+	}
 	if c.pos == c.log.head {
-		push(&c.log.parking(p).cursors, c)
+		push(&c.park.cursors, c)
 		return false
 	}
 	p.mu.Lock()
@@ -83,18 +94,22 @@ func (p *Poller) arm(c *Cursor) bool {
 	return true
 }
 
-// Disarm takes back an Arm and reports whether it came in time. If not, then c is
-// not armed, or Wait has already returned it to somebody. A cursor that is no
-// longer wanted has to be disarmed, or else it stays in memory until its log is
-// written to or dropped.
+// Close takes the cursor out of its [Poller] for good: from now on it is not
+// returned by Wait, and Arm passes over it. Close reports whether it was armed; if
+// not, a worker may be busy with it, for the last time. A cursor that was armed,
+// is no longer wanted and is not closed stays in memory until its log is written
+// to. Without a Poller there is no need to close a cursor.
 //
-// Unlike all else that is done to a cursor, it may be called from any goroutine.
-func (p *Poller) Disarm(c *Cursor) bool {
+// Unlike all else that is done to a cursor, Close may be called from any
+// goroutine at any time, and again.
+func (c *Cursor) Close() bool {
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
-	if c.poller != p {
+	c.closed = true
+	if c.park == nil {
 		return false
 	}
+	p := c.park.poller
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c.next == nil {
@@ -113,11 +128,17 @@ func (p *Poller) Wait(ctx context.Context, cursors []*Cursor) (int, error) {
 		panic("replay: Wait without room for a cursor")
 	}
 	for {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
 		n := 0
 		p.mu.Lock()
+		if ctx.Err() != nil {
+			// It may have been woken for a cursor, which another is to serve then.
+			ready := p.ready.next != &p.ready
+			p.mu.Unlock()
+			if ready {
+				p.signal()
+			}
+			return 0, context.Cause(ctx)
+		}
 		for n < len(cursors) && p.ready.next != &p.ready {
 			cursors[n] = p.ready.next
 			unlink(cursors[n])
@@ -146,11 +167,15 @@ func (p *Poller) signal() {
 	}
 }
 
-// A parking holds the cursors of one log and one poller that have caught up.
+// A parking holds the cursors of one log and one poller that have caught up. The
+// log's lock guards it.
 type parking struct {
 	poller  *Poller
-	cursors Cursor // a list; guarded by the log's lock
+	cursors Cursor // a list
+	listed  bool   // in the log's list; there is one at most for a poller
 }
+
+func (k *parking) empty() bool { return k.cursors.next == &k.cursors }
 
 // parking returns where p's cursors are parked.
 func (l *Log) parking(p *Poller) *parking {
@@ -159,14 +184,11 @@ func (l *Log) parking(p *Poller) *parking {
 			return k
 		}
 	}
-	l.parked = slices.DeleteFunc(l.parked, (*parking).empty) // of pollers that are gone
-	k := &parking{poller: p}
+	k := &parking{poller: p, listed: true}
 	initList(&k.cursors)
 	l.parked = append(l.parked, k)
 	return k
 }
-
-func (k *parking) empty() bool { return k.cursors.next == &k.cursors }
 
 // unlockAndWake gives up the lock after a change that readers wait for, and wakes
 // all of them.
@@ -179,13 +201,19 @@ func (l *Log) unlockAndWake() {
 	l.wake = nil
 	var room [4]*Poller
 	pollers := room[:0]
+	unused := false
 	for _, k := range l.parked {
-		if !k.empty() {
-			k.poller.mu.Lock()
-			take(&k.poller.ready, &k.cursors)
-			k.poller.mu.Unlock()
-			pollers = append(pollers, k.poller)
+		if k.empty() {
+			k.listed, unused = false, true
+			continue
 		}
+		k.poller.mu.Lock()
+		take(&k.poller.ready, &k.cursors)
+		k.poller.mu.Unlock()
+		pollers = append(pollers, k.poller)
+	}
+	if unused { // since the last wake; the poller may be gone
+		l.parked = slices.DeleteFunc(l.parked, func(k *parking) bool { return !k.listed })
 	}
 	l.mu.Unlock()
 	for _, p := range pollers {

@@ -40,7 +40,7 @@ var encoding = base64.RawURLEncoding.Strict()
 func (p Position) IsZero() bool { return p == Position{} }
 
 // String returns the text form of p: empty for the zero Position, and otherwise
-// 18 to 30 characters out of A-Z a-z 0-9 - _, 22 for most. It can stand in a URL,
+// 18 to 30 characters out of A-Z a-z 0-9 - _, about 20 for most. It can stand in a URL,
 // in JSON, in an HTTP header and in a JavaScript string as it is. Each position
 // has exactly one text and each text at most one position.
 func (p Position) String() string {
@@ -69,7 +69,7 @@ func (p Position) MarshalText() ([]byte, error) { return p.AppendText(nil) }
 // UnmarshalText implements [encoding.TextUnmarshaler] with [ParsePosition]. After
 // an error p is unchanged.
 func (p *Position) UnmarshalText(text []byte) error {
-	q, err := parsePosition(text)
+	q, err := parsePosition(text[:min(len(text), maxPosition+1)])
 	if err == nil {
 		*p = q
 	}
@@ -96,7 +96,6 @@ func parsePosition(text []byte) (p Position, err error) {
 		return Position{}, nil
 	}
 	if len(text) > maxPosition {
-		text = text[:maxPosition+1]
 		return bad("too long")
 	}
 	for i, c := range text { // the decoder would skip line ends

@@ -71,7 +71,8 @@ func serve(ctx context.Context, listener net.Listener, events *replay.Log) error
 	return err
 }
 
-// handler is what you would add to a server of your own.
+// handler is what you would add to a server of your own, behind whatever decides
+// there who may read and who may publish.
 func handler(events *replay.Log) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /events", stream{events})

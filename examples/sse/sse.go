@@ -35,12 +35,12 @@ func (p publish) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else if err != nil {
 		return // the client has gone
 	}
-	pos, err := p.events.Append("", body)
+	event, err := p.events.Append("", body)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	fmt.Fprintln(w, pos)
+	fmt.Fprintln(w, event.Pos)
 }
 
 // stream sends events as they come, from where the client says that it stands.
@@ -65,7 +65,9 @@ func (s stream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			cursor.Seek(pos)
 		}
 	}
-	buf.WriteString(": welcome\n\n") // so that the client knows it is connected
+	// An id without data is remembered by the client, and is no event: so that one
+	// that is cut before its first event has a position too.
+	fmt.Fprintf(&buf, "id: %s\n\n", cursor.Position())
 
 	var batch replay.Batch
 	for {
@@ -76,6 +78,7 @@ func (s stream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err := out.Flush(); err != nil {
 			return
 		}
+		out.SetWriteDeadline(time.Time{}) // with HTTP/2 it would end a quiet stream
 		buf.Reset()
 
 		wait, cancel := context.WithTimeout(r.Context(), quiet)

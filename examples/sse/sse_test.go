@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +49,17 @@ func connect(t *testing.T, server *httptest.Server, id string) *client {
 	c := &client{t: t, resp: resp, lines: bufio.NewScanner(resp.Body), lastID: id}
 	t.Cleanup(c.cut)
 	return c
+}
+
+// welcome reads until the client has an id.
+func (c *client) welcome() {
+	for c.lines.Scan() {
+		if id, ok := strings.CutPrefix(c.lines.Text(), "id: "); ok {
+			c.lastID = id
+			return
+		}
+	}
+	c.t.Fatalf("the stream ends: %v", c.lines.Err())
 }
 
 // next returns the next event.
@@ -129,6 +142,52 @@ func TestAClientThatWasCutMissesNothing(t *testing.T) {
 	c.expect(message{"", "four\nof two lines"})
 	post(t, server, "five")
 	c.expect(message{"", "five"})
+}
+
+// A client that has not had an event yet has a position all the same: what comes
+// while it is away is more than a new client would get.
+func TestAClientThatWasCutBeforeItsFirstEventMissesNothing(t *testing.T) {
+	server, _ := start(t, 100)
+	c := connect(t, server, "")
+	c.welcome()
+	c.cut()
+	var want []message
+	for i := range 2 * first {
+		text := string(rune('a' + i))
+		post(t, server, text)
+		want = append(want, message{"", text})
+	}
+	connect(t, server, c.lastID).expect(want...)
+}
+
+// HTTP/2 ends a stream whose write deadline passes, also while nothing is written.
+// The stream must not have one while it is quiet.
+func TestAQuietStreamHasNoDeadline(t *testing.T) {
+	events := replay.New(replay.Limits{})
+	var deadline atomic.Value
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler(events).ServeHTTP(deadlineWriter{w, &deadline}, r)
+	}))
+	t.Cleanup(server.Close)
+	c := connect(t, server, "")
+	post(t, server, "one")
+	c.expect(message{"", "one"})
+	for give := time.Now().Add(time.Minute); !deadline.Load().(time.Time).IsZero(); runtime.Gosched() {
+		if time.Now().After(give) {
+			t.Fatalf("a quiet stream's deadline is %v", deadline.Load())
+		}
+	}
+}
+
+type deadlineWriter struct {
+	http.ResponseWriter
+	deadline *atomic.Value
+}
+
+func (w deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w deadlineWriter) SetWriteDeadline(t time.Time) error {
+	w.deadline.Store(t)
+	return nil
 }
 
 func TestAClientIsToldWhatItCannotHave(t *testing.T) {
