@@ -20,7 +20,10 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-var payload = make([]byte, 128)
+var (
+	payload = make([]byte, 128)
+	sink    []byte
+)
 
 // P2. The floor is a ring of slices under a mutex: no positions, no time, no
 // bounds in bytes or age.
@@ -47,6 +50,21 @@ func BenchmarkAppend(b *testing.B) {
 		l := New(Limits{})
 		for b.Loop() {
 			l.Append("", payload)
+		}
+	})
+	// With a reader that has caught up each time, and so has to be woken.
+	b.Run("log/parked", func(b *testing.B) {
+		b.ReportAllocs()
+		l := New(Limits{})
+		p := NewPoller()
+		ready := []*Cursor{l.Cursor(l.Last(0), nil)}
+		for b.Loop() {
+			ready[0].Seek(l.Last(0))
+			p.Arm(ready...)
+			l.Append("", payload)
+			if _, err := p.Wait(b.Context(), ready); err != nil {
+				b.Fatal(err)
+			}
 		}
 	})
 	b.Run("log/key", func(b *testing.B) {
@@ -95,13 +113,45 @@ func BenchmarkRead100(b *testing.B) {
 // processor time, all goroutines together.
 func BenchmarkFanOut(b *testing.B) {
 	for _, n := range []int{1, 1000, 10_000} {
-		b.Run(fmt.Sprintf("floor=loop/readers=%d", n), func(b *testing.B) {
-			readers := make([]uint64, n)
+		// A ring, and two workers that each own half of the readers: no positions
+		// to check, no reader that is late, none that comes or goes.
+		b.Run(fmt.Sprintf("floor=ring+2workers/readers=%d", n), func(b *testing.B) {
+			var mu sync.RWMutex
+			ring := make([][]byte, 1024)
+			head := 0
+			seen := make([]int, n)
+			got := newCounter(n)
+			var wg sync.WaitGroup
+			var wake [2]chan struct{}
+			for w := range wake {
+				wake[w] = make(chan struct{}, 1)
+				mine := seen[w*n/2 : (w+1)*n/2]
+				wg.Go(func() {
+					for range wake[w] {
+						mu.RLock()
+						for i := range mine {
+							for mine[i] < head {
+								sink = ring[mine[i]&1023]
+								mine[i]++
+							}
+						}
+						mu.RUnlock()
+						got.add(len(mine))
+					}
+				})
+			}
 			fan(b, n, func() {
-				for i := range readers {
-					readers[i]++
-				}
+				mu.Lock()
+				ring[head&1023] = payload
+				head++
+				mu.Unlock()
+				wake[0] <- struct{}{}
+				wake[1] <- struct{}{}
+				got.wait()
 			})
+			close(wake[0])
+			close(wake[1])
+			wg.Wait()
 		})
 		b.Run(fmt.Sprintf("channels/readers=%d", n), func(b *testing.B) {
 			got := newCounter(n)
@@ -243,7 +293,7 @@ type counter struct {
 func newCounter(n int) *counter { return &counter{n: int64(n), done: make(chan struct{})} }
 
 func (c *counter) add(k int) {
-	if c.got.Add(int64(k)) == c.n {
+	if k > 0 && c.got.Add(int64(k)) == c.n {
 		c.got.Store(0)
 		c.done <- struct{}{}
 	}

@@ -45,9 +45,8 @@ type Cursor struct {
 	pos Position
 	lag *Lag
 
-	park       *parking // of the poller it was last armed with
+	park       *parking // of the poller it was last armed with; &closed for good
 	next, prev *Cursor  // in a list of parked or ready cursors; nil while not armed
-	closed     bool
 }
 
 // Cursor returns a reader that goes on after from: with what is stored if that is
@@ -71,7 +70,7 @@ func (c *Cursor) Next(ctx context.Context, b *Batch, max Budget) error {
 	for {
 		if ctx.Err() != nil {
 			_, head := c.log.Bounds()
-			b.reset(c.pos, head)
+			b.release(b.reset(c.pos, head))
 			return context.Cause(ctx)
 		}
 		c.log.mu.Lock()
@@ -112,7 +111,7 @@ func (c *Cursor) read(b *Batch, max Budget) error {
 		over = c.lag.over(c.log.lag(c.pos))
 	}
 	if over && !c.lag.Conflate {
-		b.reset(c.pos, c.log.head)
+		b.release(b.reset(c.pos, c.log.head))
 		return c.within(&GapError{Reason: ReasonLagging, Want: c.pos, Oldest: c.pos, Head: c.log.head})
 	}
 	err := c.log.read(c.pos, b, max, over)

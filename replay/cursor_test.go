@@ -548,7 +548,7 @@ func TestPollersThatAreGoneLeaveNothing(t *testing.T) {
 }
 
 func TestAnIdleCursorIsSmall(t *testing.T) {
-	if size := unsafe.Sizeof(Cursor{}); size > 96 {
+	if size := unsafe.Sizeof(Cursor{}); size > 80 {
 		t.Errorf("a cursor takes %d bytes", size)
 	}
 }

@@ -88,10 +88,20 @@ type Batch struct {
 	Head Position
 }
 
-// reset makes the batch one without entries, and lets go of their data.
-func (b *Batch) reset(to, head Position) {
-	clear(b.Entries)
+// reset makes the batch one without entries. It returns how many there were, for
+// release.
+func (b *Batch) reset(to, head Position) (held int) {
+	held = len(b.Entries)
 	b.Entries, b.Conflated, b.To, b.Head = b.Entries[:0], 0, to, head
+	return held
+}
+
+// release lets go of the data of those of so many entries that are no longer in
+// the batch.
+func (b *Batch) release(held int) {
+	if n := len(b.Entries); n < held {
+		clear(b.Entries[n:held])
+	}
 }
 
 // A Verdict is what [Log.Insert] makes of an entry.
@@ -203,19 +213,17 @@ func newEpoch() Position {
 // it afterwards. Key may be empty.
 //
 // The only error is [ErrExhausted].
-func (l *Log) Append(key string, data []byte) (Entry, error) {
+func (l *Log) Append(key string, data []byte) (e Entry, err error) {
 	tag := rand.Uint32()
 	l.mu.Lock()
 	if l.head.Seq+1 == 0 {
 		l.mu.Unlock()
-		return Entry{}, ErrExhausted
+		return e, ErrExhausted
 	}
-	now := l.now()
-	e := Entry{
-		Pos:  Position{Epoch: l.head.Epoch, Seq: l.head.Seq + 1, Tag: tag},
-		Prev: l.head.Tag, At: now, Key: key, Data: data,
-	}
-	l.add(&e, now.Sub(l.born))
+	e.At = l.now()
+	e.Pos = Position{Epoch: l.head.Epoch, Seq: l.head.Seq + 1, Tag: tag}
+	e.Prev, e.Key, e.Data = l.head.Tag, key, data
+	l.add(&e, e.At.Sub(l.born))
 	l.unlockAndWake()
 	return e, nil
 }
@@ -397,11 +405,13 @@ func (l *Log) check(p Position) error {
 
 // read reads what follows p.
 func (l *Log) read(p Position, b *Batch, max Budget, conflate bool) error {
-	b.reset(p, l.head)
+	held := b.reset(p, l.head)
 	if p == l.head {
+		b.release(held)
 		return nil
 	}
 	if err := l.check(p); err != nil {
+		b.release(held)
 		return err
 	}
 	entries := uint64(DefaultBatchEntries)
@@ -417,6 +427,7 @@ func (l *Log) read(p Position, b *Batch, max Budget, conflate bool) error {
 	} else {
 		l.readAll(p.Seq, b, entries, bytes)
 	}
+	b.release(held)
 	return nil
 }
 

@@ -44,7 +44,7 @@ func TestBugsPlantedInTheLogAreCaughtByTheModel(t *testing.T) {
 		mutant.Mutant{Why: "a page stops at a duplicate", File: "log.go",
 			Old: "} else if v != Duplicate {", New: "} else {"},
 		mutant.Mutant{Why: "the cursor moves although there is a gap", File: "log.go",
-			Old: "b.reset(p, l.head)\n", New: "b.reset(l.head, l.head)\n"},
+			Old: "held := b.reset(p, l.head)\n", New: "held := b.reset(l.head, l.head)\n"},
 	)
 }
 
@@ -66,7 +66,7 @@ func TestBugsPlantedInTheWakingAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "only the last of several armed counts", File: "poller.go",
 			Old: "ready = p.arm(cursors[0]) || ready", New: "ready = p.arm(cursors[0])"},
 		mutant.Mutant{Why: "a closed cursor can be armed", File: "poller.go",
-			Old: "	case c.closed:\n		return false\n", New: ""},
+			Old: "	case c.park == &closed:\n		return false\n", New: ""},
 		mutant.Mutant{Why: "a conflating read that finds nothing waits", File: "cursor.go",
 			Old: "if b.To != b.Head { // it got", New: "if false { // it got"},
 		mutant.Mutant{Why: "a list loses its last cursor", File: "poller.go",

@@ -75,7 +75,7 @@ func (p *Poller) Arm(cursors ...*Cursor) {
 // log is held.
 func (p *Poller) arm(c *Cursor) bool {
 	switch {
-	case c.closed:
+	case c.park == &closed:
 		return false
 	case c.next != nil:
 		c.log.mu.Unlock()
@@ -105,19 +105,22 @@ func (p *Poller) arm(c *Cursor) bool {
 func (c *Cursor) Close() bool {
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
-	c.closed = true
-	if c.park == nil {
+	park := c.park
+	c.park = &closed
+	if park == nil || park == &closed {
 		return false
 	}
-	p := c.park.poller
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	park.poller.mu.Lock()
+	defer park.poller.mu.Unlock()
 	if c.next == nil {
 		return false
 	}
 	unlink(c)
 	return true
 }
+
+// closed is where closed cursors are parked: nowhere. It saves them a field.
+var closed parking
 
 // Wait waits until there are ready cursors, moves some of them into cursors, as
 // many as there are and fit, and returns their number. Those that have been ready
