@@ -19,6 +19,9 @@
 //   - [github.com/holdfast-ws/holdfast/replay]: the newest messages of a topic,
 //     numbered, and a cursor for each reader. A reader gets each message once, in
 //     order, without a gap, across its absences; or it is told what it missed.
+//   - [github.com/holdfast-ws/holdfast/heartbeat]: finds and drops connections
+//     whose peer is gone, within a stated time, and blames no peer for our own
+//     pauses.
 //   - [github.com/holdfast-ws/holdfast/backoff]: how long to wait before dialling
 //     again. Whatever the fields and however long the outage, no delay is
 //     negative or above its cap, and clients do not fall into step.

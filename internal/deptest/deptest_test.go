@@ -19,13 +19,14 @@ const module = "github.com/holdfast-ws/holdfast"
 var table = Table{
 	".":                nil,
 	"backoff":          nil,
+	"heartbeat":        nil,
 	"replay":           nil,
 	"internal/deptest": nil,
 	"internal/leak":    nil,
 	"internal/memnet":  nil, // its tests run coder/websocket over it
 	"internal/mutant":  nil,
 	"internal/readme":  nil,
-	"examples/...":     {"./backoff", "./replay"},
+	"examples/...":     {"./backoff", "./heartbeat", "./replay", "github.com/coder/websocket"},
 }
 
 // mayRequire are the only modules that may stand as direct requirements in the
@@ -84,8 +85,9 @@ func TestGoModRequiresOnlyWhatItMay(t *testing.T) {
 // Somebody who takes only one of the packages that stand alone gets only that.
 func TestAModuleThatImportsOnePackageStaysLean(t *testing.T) {
 	for pkg, expression := range map[string]string{
-		"backoff": "backoff.Policy{Fixed: 1}.Delay(3)",
-		"replay":  "replay.New(replay.Limits{}).Last(0).Seq",
+		"backoff":   "backoff.Policy{Fixed: 1}.Delay(3)",
+		"heartbeat": "heartbeat.DefaultMaxPings",
+		"replay":    "replay.New(replay.Limits{}).Last(0).Seq",
 	} {
 		t.Run(pkg, func(t *testing.T) { testLean(t, pkg, expression) })
 	}

@@ -81,6 +81,7 @@ var runBy = map[string]func(t *testing.T, line string){
 	"make test": inCI,
 	"go run ./examples/herd -clients 2000 -rate 50 -seed 7":            here,
 	"go run ./examples/sse":                                            serves,
+	"go run ./examples/zombies -plain":                                 tested,
 	"go run ./examples/herd":                                           inDemo,
 	"go mod init example.com/hello":                                    byTheStranger,
 	"go mod edit -require=github.com/holdfast-ws/holdfast@v0.0.0":      byTheStranger,
@@ -108,6 +109,14 @@ func inDemo(t *testing.T, line string) {
 func here(t *testing.T, line string) {
 	if out, err := command(root, line).CombinedOutput(); err != nil {
 		t.Errorf("%s: %v\n%s", line, err, out)
+	}
+}
+
+// tested is for programs that take long, and that a test in their folder runs.
+func tested(t *testing.T, line string) {
+	folder := strings.Fields(line)[2]
+	if tests, err := filepath.Glob(filepath.Join(root, folder, "*_test.go")); err != nil || len(tests) == 0 {
+		t.Errorf("%s has no test: %v", folder, err)
 	}
 }
 

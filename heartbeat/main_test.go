@@ -1,0 +1,11 @@
+//go:build !linux
+
+package heartbeat
+
+import (
+	"testing"
+
+	"github.com/holdfast-ws/holdfast/internal/leak"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }

@@ -1,0 +1,43 @@
+package heartbeat
+
+import (
+	"testing"
+
+	"github.com/holdfast-ws/holdfast/internal/mutant"
+)
+
+// Bugs that heartbeats in the field have, each by itself.
+func TestPlantedBugsAreCaught(t *testing.T) {
+	mutant.Run(t, "^Test[^P]|^TestP(eers|robes|robe)",
+		mutant.Mutant{Why: "our own pause counts against peers", File: "monitor.go",
+			Old: "		step = m.sleep\n", New: ""},
+		mutant.Mutant{Why: "a failed ping is a verdict", File: "monitor.go",
+			Old: "(stuck || failed) && p.excused", New: "(stuck || failed && false) && p.excused"},
+		mutant.Mutant{Why: "a busy reader is no excuse", File: "monitor.go",
+			Old: "(stuck || failed) && p.excused", New: "(failed || stuck && false) && p.excused"},
+		mutant.Mutant{Why: "an excuse without bound", File: "monitor.go",
+			Old: "p.excused < excuses:", New: "true:"},
+		mutant.Mutant{Why: "only what we hear spares a ping", File: "monitor.go",
+			Old: "v-min(heard, sent) >= c.quiet", New: "v-max(heard, sent-sent+heard) >= c.quiet"},
+		mutant.Mutant{Why: "only what we send spares a ping", File: "monitor.go",
+			Old: "v-min(heard, sent) >= c.quiet", New: "v-max(sent, heard-heard+sent) >= c.quiet"},
+		mutant.Mutant{Why: "a ping that is never answered as sent blocks the next", File: "monitor.go",
+			Old: "		p.again = true\n", New: "		return\n"},
+		mutant.Mutant{Why: "all peers have one phase", File: "monitor.go",
+			Old: "phase := c.turn * c.stride % (4 * n)", New: "phase := int64(0)"},
+		mutant.Mutant{Why: "a wake-up is not noticed", File: "monitor.go",
+			Old: "away > 2*time.Second {", New: "away > 1000*time.Hour {"},
+		mutant.Mutant{Why: "progress of a write is no evidence", File: "wrap.go",
+			Old: "p.monitor.now()-before >= int64(tick)", New: "before < 0"},
+		mutant.Mutant{Why: "every write is evidence", File: "wrap.go",
+			Old: "p.monitor.now()-before >= int64(tick)", New: "before >= 0"},
+		mutant.Mutant{Why: "a large write is one call", File: "wrap.go",
+			Old: "b[n:min(len(b), n+chunkSize)]", New: "b[n:]"},
+		mutant.Mutant{Why: "early bytes are lost", File: "wrap.go",
+			Old: "	if len(early) > 0 {\n", New: "	if len(early) > 1<<20 {\n"},
+		mutant.Mutant{Why: "the scheduler runs on without peers", File: "monitor.go",
+			Old: "		if m.watched == 0 {\n", New: "		if m.closed {\n"},
+		mutant.Mutant{Why: "probes are late by a look", File: "monitor.go",
+			Old: "quiet:  int64(interval) - n*int64(tick),", New: "quiet:  int64(interval),"},
+	)
+}
