@@ -145,10 +145,11 @@ func TestBytesThatComeEarlyAreNotLost(t *testing.T) {
 				return
 			}
 			defer c.Close()
-			c.SetReadDeadline(time.Now().Add(5 * time.Second)) // for when they are lost
+			c.SetReadDeadline(time.Now().Add(3 * time.Second)) // for when they are lost
 			got := make([]byte, early+5)
 			if _, err := io.ReadFull(rw, got); err != nil || string(got) != strings.Repeat("e", early)+"later" {
 				t.Errorf("%d early bytes: %q, %v", early, got, err)
+				return
 			}
 			fmt.Fprint(rw, "ok")
 			rw.Flush()
