@@ -23,7 +23,7 @@ var table = Table{
 	"replay":           nil,
 	"internal/deptest": nil,
 	"internal/leak":    nil,
-	"internal/memnet":  nil, // its tests run coder/websocket over it
+	"internal/memnet":  {"./backoff"}, // its tests run coder/websocket over it
 	"internal/mutant":  nil,
 	"internal/readme":  nil,
 	"examples/...":     {"./backoff", "./heartbeat", "./replay", "github.com/coder/websocket"},

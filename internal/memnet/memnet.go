@@ -19,6 +19,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/backoff"
 )
 
 // Settings are properties of connections dialled from now on.
@@ -116,12 +118,12 @@ func (n *Network) DialContext(ctx context.Context, _, _ string) (net.Conn, error
 		<-ctx.Done()
 		return nil, context.Cause(ctx)
 	}
-	if err := pause(ctx, s.Latency); err != nil {
+	if err := backoff.Sleep(ctx, s.Latency); err != nil {
 		return nil, err
 	}
 	l := &Link{up: newHalf(s), down: newHalf(s)}
 	refused := s.Refuse || !n.offer(l, &conn{link: l, r: l.up, w: l.down, local: n.Addr(), remote: from})
-	if err := pause(ctx, s.Latency); err != nil {
+	if err := backoff.Sleep(ctx, s.Latency); err != nil {
 		l.Reset()
 		return nil, err
 	}
@@ -145,21 +147,6 @@ func (n *Network) offer(l *Link, server net.Conn) bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// pause waits for d or for the end of ctx.
-func pause(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
