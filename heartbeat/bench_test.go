@@ -80,7 +80,9 @@ func BenchmarkScheduler(b *testing.B) {
 				}
 				b.StartTimer()
 				for range 124 { // one look at everybody
+					m.mu.Lock()
 					v = m.advance(v, m.mono.Add(tick), m.wall.Add(tick))
+					m.mu.Unlock()
 				}
 				rounds++
 			}
@@ -97,7 +99,9 @@ func BenchmarkScheduler(b *testing.B) {
 			b.ResetTimer()
 			for b.Loop() {
 				for range 496 { // an interval
+					m.mu.Lock()
 					v = m.advance(v, m.mono.Add(tick), m.wall.Add(tick))
+					m.mu.Unlock()
 					b.StopTimer()
 					for _, c := range m.classes {
 						for _, d := range c.probes {

@@ -26,7 +26,8 @@
 // # Guarantees
 //
 // A peer that shows no life is dropped within Interval + Timeout and a tick of 50
-// ms, exactly once, and the reason is told.
+// ms, exactly once, and the reason is told. One that is excused, because our own
+// side is in the way, gets up to three times the Timeout more.
 //
 // Life is any byte that comes in after a probe went out, not only the right
 // answer to it. Time for which this process stood still does not count against
@@ -40,13 +41,14 @@
 //
 // Probes are spread over the interval by construction, however many peers connect
 // at once. A peer with traffic both ways is not pinged at all. When the machine
-// was suspended all peers are probed soon after it wakes.
+// was suspended all peers are probed within seven seconds after it wakes.
 //
 // # Cost
 //
 // An idle connection costs a few hundred bytes and no goroutine and no timer; a
-// ping that waits for its answer has a goroutine for so long. Nothing runs while
-// nothing is watched. A wrapped connection has small buffers and so takes much
+// ping that waits for its answer has a goroutine for so long. (With peers that
+// answer, but not with what the ping said, and without a wrapper, some seconds
+// longer.) Nothing runs while nothing is watched. A wrapped connection has small buffers and so takes much
 // less memory than with the usual 4 KiB each way.
 //
 // # Browsers

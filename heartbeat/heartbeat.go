@@ -17,8 +17,12 @@ const (
 const (
 	tick        = 50 * time.Millisecond
 	minInterval = 20 * tick // a second
-	maxInterval = 24 * time.Hour
-	minTimeout  = 2 * tick
+	maxInterval = time.Hour
+	minTimeout  = 5 * tick
+
+	// maxSleep is how long the scheduler may sleep: a timer does not run while
+	// the machine is suspended, and that it was is to be noticed soon.
+	maxSleep = 5 * time.Second
 
 	// minAge is how long a peer is left alone at first: a ping that arrives in
 	// one segment with the answer to the handshake confuses some clients.
@@ -49,7 +53,8 @@ type Conn interface {
 // for connections that are no WebSockets: a heartbeat that JavaScript can see, a
 // comment in an event stream, a line of a protocol of your own. A ping that is
 // only sent, and whose answer arrives elsewhere, should wait until ctx is done
-// and return its error; whoever sees the answer calls [Peer.Touch].
+// and return its error; whoever sees the answer calls [Peer.Touch], and then ctx
+// is cancelled within a tick.
 type Funcs struct {
 	PingFunc  func(ctx context.Context) error
 	CloseFunc func() error
@@ -66,12 +71,12 @@ func (f Funcs) CloseNow() error { return f.CloseFunc() }
 // and mobile networks even if one ping is lost.
 type Config struct {
 	// Interval is the longest time for which nothing is heard from a peer, or
-	// sent to it, without a probe. Zero means DefaultInterval. From 1 s to 24 h.
+	// sent to it, without a probe. Zero means DefaultInterval. From 1 s to 1 h.
 	Interval time.Duration
 
 	// Timeout is how long after a probe the peer has to show life, by any byte.
 	// Zero means DefaultTimeout, or three quarters of Interval if that is
-	// shorter. From 100 ms to three quarters of Interval.
+	// shorter. From 250 ms to three quarters of Interval.
 	Timeout time.Duration
 
 	// MaxAge is how long a connection may live, give or take a tenth so that

@@ -506,6 +506,8 @@ func (s *stepper) run(d time.Duration) {
 func (s *stepper) pause(d time.Duration) { s.step(d) }
 
 func (s *stepper) step(d time.Duration) {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
 	s.mono, s.wall = s.mono.Add(d), s.wall.Add(d)
 	s.v = s.m.advance(s.v, s.mono, s.wall)
 }
@@ -517,7 +519,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	}{
 		{Config{Interval: -1}, "Interval"},
 		{Config{Interval: time.Millisecond}, "Interval"},
-		{Config{Interval: 25 * time.Hour}, "Interval"},
+		{Config{Interval: 2 * time.Hour}, "Interval"},
 		{Config{Timeout: -1}, "Timeout"},
 		{Config{Timeout: time.Millisecond}, "Timeout"},
 		{Config{Timeout: 20 * time.Second}, "Timeout"},

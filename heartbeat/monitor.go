@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"math"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -34,21 +35,23 @@ type Monitor struct {
 
 	// mu guards all below and the marked fields of peers. Nothing waits and no
 	// code of others runs under it.
-	mu      sync.Mutex
-	closed  bool
-	running bool // there is a scheduler
-	watched int
-	classes []*class
-	stats   Stats
-	wall    time.Time // at the last tick
-	mono    time.Time
-	sleep   time.Duration // that the scheduler planned for
+	mu        sync.Mutex
+	closed    bool
+	running   bool // there is a scheduler
+	watched   int
+	classes   []*class
+	postponed []*Peer // pings to be cancelled when they may
+	stats     Stats
+	wall      time.Time // at the last tick
+	mono      time.Time
+	sleep     time.Duration // that the scheduler planned for
 }
 
-// An anchor ties the monitor's clock to real time.
+// An anchor ties the monitor's clock to real time, until limit, when the
+// scheduler is to wake: what is later may be a stall, which does not count.
 type anchor struct {
-	at    time.Time
-	clock int64
+	at           time.Time
+	clock, limit int64
 }
 
 // A class is the peers that have the same interval and timeout.
@@ -78,10 +81,11 @@ type due struct {
 // Stats are counts since the monitor was made, but for Watched.
 type Stats struct {
 	Watched    int            // peers watched now
-	Probes     int            // pings sent
+	Probes     int            // times that a peer was asked for a sign of life
 	Suppressed int            // looks at peers that needed none, because of traffic both ways
-	BusyReader int            // probes sent again because our side was not reading
-	FailedPing int            // probes sent again because a ping failed on our side
+	BusyReader int            // times that a peer got more time because our side was not reading
+	SlowWrite  int            // because a write of ours was in the way, and made progress
+	FailedPing int            // because a ping failed on our side
 	Stalls     int            // times that this process stood still
 	StallTime  time.Duration  // for how long in all; nobody was blamed for it
 	Wakes      int            // times that the machine was suspended
@@ -94,7 +98,7 @@ func New(config Config) (*Monitor, error) {
 		return nil, err
 	}
 	m := &Monitor{config: config, kick: make(chan struct{}, 1)}
-	m.anchor.Store(&anchor{at: time.Now()})
+	m.anchor.Store(&anchor{at: time.Now(), limit: math.MaxInt64})
 	m.clock.Store(-1)
 	m.stats.Dead = map[Reason]int{}
 	return m, nil
@@ -106,7 +110,7 @@ func (m *Monitor) now() int64 {
 		return v
 	}
 	a := m.anchor.Load()
-	return a.clock + int64(time.Since(a.at))
+	return min(a.clock+int64(time.Since(a.at)), a.limit)
 }
 
 // Close stops watching all peers, without dropping their connections, and waits
@@ -123,7 +127,7 @@ func (m *Monitor) Close() {
 			}
 		}
 	}
-	m.classes, m.watched = nil, 0
+	m.classes, m.postponed, m.watched = nil, nil, 0
 	m.mu.Unlock()
 	m.wakeUp()
 	m.jobs.Wait()
@@ -285,8 +289,8 @@ func (m *Monitor) leave(p *Peer) {
 // sleeps until the next peer is due.
 func (m *Monitor) run() {
 	defer m.jobs.Done()
-	now := time.Now()
 	m.mu.Lock()
+	now := time.Now()
 	m.mono, m.wall = now, now.Round(0)
 	m.sleep = 0
 	v := m.now()
@@ -298,14 +302,14 @@ func (m *Monitor) run() {
 		m.mu.Lock()
 		if m.watched == 0 {
 			m.running = false
-			m.anchor.Store(&anchor{time.Now(), v})
+			m.anchor.Store(&anchor{time.Now(), v, math.MaxInt64})
 			m.clock.Store(-1)
 			m.mu.Unlock()
 			return
 		}
 		m.sleep = m.next(v)
 		if m.sleep > tick {
-			m.anchor.Store(&anchor{m.mono, v})
+			m.anchor.Store(&anchor{m.mono, v, v + int64(m.sleep)})
 			m.clock.Store(-1)
 		} else {
 			m.clock.Store(v)
@@ -317,8 +321,11 @@ func (m *Monitor) run() {
 		case <-timer.C:
 		case <-m.kick:
 		}
+		m.mu.Lock()
+		// Read under the lock, so that nobody was told a later time before.
 		now := time.Now()
 		v = m.advance(v, now, now.Round(0))
+		m.mu.Unlock()
 	}
 }
 
@@ -328,7 +335,7 @@ func (m *Monitor) next(v int64) time.Duration {
 	now := v / int64(tick)
 	at := now + int64(maxInterval/tick)
 	for _, c := range m.classes {
-		if len(c.probes) > 0 || c.urgent > 0 {
+		if len(c.probes) > 0 || c.urgent > 0 || len(m.postponed) > 0 {
 			at = now + 1
 			break
 		}
@@ -339,20 +346,22 @@ func (m *Monitor) next(v int64) time.Duration {
 			}
 		}
 	}
-	return time.Duration(max(at, now+1)*int64(tick) - v)
+	return min(maxSleep, time.Duration(max(at, now+1)*int64(tick)-v))
 }
 
 // advance moves the monitor's clock from v to now, does what is due, and returns
 // the new time. Time for which we stood still does not count: nobody could
 // answer, and nobody is blamed for it. The wall clock is passed apart from the
-// monotonic, which stops while the machine is suspended.
+// monotonic, which stops while the machine is suspended. The lock is held.
 func (m *Monitor) advance(v int64, mono, wall time.Time) int64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	step := mono.Sub(m.mono)
-	if stall := step - m.sleep; stall > 4*tick && m.sleep > 0 {
-		m.stats.Stalls++
-		m.stats.StallTime += stall
+	if late := step - m.sleep; late > tick && m.sleep > 0 {
+		// That we are a little late is usual and no stall, but neither is it
+		// anybody else's fault.
+		if late > 4*tick {
+			m.stats.Stalls++
+			m.stats.StallTime += late
+		}
 		step = m.sleep
 	}
 	if away := wall.Sub(m.wall) - mono.Sub(m.mono); away > 2*time.Second {
@@ -375,18 +384,28 @@ func (m *Monitor) advance(v int64, mono, wall time.Time) int64 {
 		m.look(c, v)
 		m.judge(c, v)
 	}
+	m.postponed = slices.DeleteFunc(m.postponed, func(p *Peer) bool {
+		if p.state == watching && p.pinging && !m.mayCancel(p, v) {
+			return false
+		}
+		p.endPing()
+		return true
+	})
 	return v
 }
 
 // look looks at the slots whose ticks have come.
 func (m *Monitor) look(c *class, v int64) {
+	before := c.pos
 	for last := v / int64(tick); c.pos <= last; c.pos++ {
 		m.lookAt(c, int(c.pos%int64(len(c.slots))), v, false)
 	}
 	// After a wake-up all are probed, within twenty ticks.
-	for k := (len(c.slots) + 19) / 20; k > 0 && c.urgent > 0; k-- {
-		c.urgent--
-		m.lookAt(c, c.urgent, v, true)
+	if c.pos > before {
+		for k := (len(c.slots) + 19) / 20; k > 0 && c.urgent > 0; k-- {
+			c.urgent--
+			m.lookAt(c, c.urgent, v, true)
+		}
 	}
 }
 
@@ -398,11 +417,14 @@ func (m *Monitor) lookAt(c *class, slot int, v int64, urgent bool) {
 		if p.looks++; p.looks%4 == 0 {
 			p.pings.Add(-pings)
 		}
+		p.settle()
 		switch {
 		case m.config.MaxPings >= 0 && pings > int64(m.config.MaxPings):
 			m.drop(p, PingFlood, v)
+			continue
 		case p.maxAge > 0 && v-p.born >= p.maxAge:
 			m.drop(p, TooOld, v)
+			continue
 		case p.waiting || v-p.born < int64(minAge):
 			// A probe is out, or the peer is busy reading the handshake.
 		case urgent || v-min(heard, sent) >= c.quiet:
@@ -412,9 +434,16 @@ func (m *Monitor) lookAt(c *class, slot int, v int64, urgent bool) {
 				m.stats.Suppressed++
 			}
 		}
-		if heard > v { // it was touched during a stall that does not count
-			p.heard.CompareAndSwap(heard, v)
+		if !p.waiting && p.pinging && m.mayCancel(p, v) {
+			p.endPing() // it was answered, by whatever
 		}
+	}
+}
+
+// settle notices that the peer has answered.
+func (p *Peer) settle() {
+	if p.waiting && p.heard.Load() >= p.asked {
+		p.waiting = false
 	}
 }
 
@@ -425,11 +454,13 @@ func (m *Monitor) judge(c *class, v int64) {
 	for ; done < len(c.probes); done++ {
 		d := c.probes[done]
 		p := d.peer
-		if p.state != watching {
-			continue
+		if p.state != watching || d.at != p.asked {
+			continue // stopped, or asked again since
 		}
-		if p.heard.Load() >= d.at {
-			p.waiting = false
+		if p.settle(); !p.waiting {
+			if p.pinging && m.mayCancel(p, v) {
+				p.endPing()
+			}
 			continue
 		}
 		if p.closed.Load() {
@@ -439,20 +470,25 @@ func (m *Monitor) judge(c *class, v int64) {
 		if v-d.at < int64(c.timeout) {
 			break
 		}
-		blocked := p.writing.Load() > 0
-		stuck := p.wrapped && !p.reading.Load()
+		// What stands in the way of an answer, on our side.
+		writing := p.writing.Load() > 0
+		blocked := writing && p.wrote.Load() <= d.at // since before it was asked, without progress
+		stuck := p.wrapped.Load() && !p.reading.Load()
 		failed := p.failed.Load()
 		switch {
-		case !blocked && (stuck || failed) && p.excused < excuses:
+		case blocked:
+			m.drop(p, WriteBlocked, v)
+		case (writing || stuck || failed) && p.excused < excuses:
 			p.excused++
-			if stuck {
+			switch {
+			case stuck:
 				m.stats.BusyReader++
-			} else {
+			case writing:
+				m.stats.SlowWrite++
+			default:
 				m.stats.FailedPing++
 			}
 			m.probe(p, v)
-		case blocked:
-			m.drop(p, WriteBlocked, v)
 		case stuck:
 			m.drop(p, ReaderStuck, v)
 		default:
@@ -468,6 +504,7 @@ func (m *Monitor) judge(c *class, v int64) {
 
 // probe queues a probe of p, and sends a ping unless one is still under way.
 func (m *Monitor) probe(p *Peer, v int64) {
+	p.asked = v
 	p.class.probes = append(p.class.probes, due{p, v})
 	p.probes++
 	m.stats.Probes++
@@ -480,23 +517,44 @@ func (m *Monitor) probe(p *Peer, v int64) {
 	go m.ping(p)
 }
 
-// newRound begins a round of probes with a ping of its own. One that is still
-// waiting, although the last round was answered, waits for ever: there are peers
-// that do not echo what a ping says. So it is cancelled, but not while it may be
-// in the middle of a write, since libraries then close the connection.
+// newRound begins a round of probes with a ping of its own. One that still waits
+// for its answer, although the last round was answered, is cancelled first: there
+// are peers that do not echo what a ping says, and pings that do not end by
+// themselves.
 func (m *Monitor) newRound(p *Peer, v int64) {
 	p.waiting, p.excused, p.probes = true, 0, 0
-	if p.pinging && !(p.wrapped && p.writing.Load() > 0) {
+	if p.pinging {
 		p.again = true
-		p.endPing()
+		if m.mayCancel(p, v) {
+			p.endPing()
+		} else {
+			m.postponed = append(m.postponed, p)
+		}
 	}
 	m.probe(p, v)
+}
+
+// pingWrites is how long a ping may be in the middle of writing: the limit that
+// coder/websocket has for its control frames.
+const pingWrites = 5 * time.Second
+
+// mayCancel reports whether the ping under way can be cancelled without harm. A
+// library whose context ends in the middle of a write closes the connection.
+func (m *Monitor) mayCancel(p *Peer, v int64) bool {
+	if p.wrapped.Load() {
+		return p.writing.Load() == 0
+	}
+	if _, ok := p.conn.(Funcs); ok {
+		return true // as documented there
+	}
+	return v-p.pinged >= int64(pingWrites)
 }
 
 // newPing makes the context of a ping. It is made for each, because it takes more
 // memory than the rest of an idle peer.
 func (m *Monitor) newPing(p *Peer) {
 	p.failed.Store(false)
+	p.pinged = m.now()
 	p.pingCtx, p.cancelPing = context.WithCancel(context.Background())
 }
 
@@ -514,7 +572,7 @@ func (m *Monitor) ping(p *Peer) {
 		m.mu.Lock()
 		ctx := p.pingCtx
 		m.mu.Unlock()
-		if !p.wrapped {
+		if !p.wrapped.Load() {
 			p.Sent() // as far as we can know
 		}
 		start := time.Now()

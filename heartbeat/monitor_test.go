@@ -194,7 +194,7 @@ func TestPeersMayHaveTimesOfTheirOwn(t *testing.T) {
 		m := newMonitor(t, Config{})
 		start := time.Now()
 		for _, o := range []Options{
-			{Interval: time.Second, Timeout: 100 * time.Millisecond},
+			{Interval: time.Second, Timeout: 250 * time.Millisecond},
 			{Interval: time.Minute, Timeout: time.Second},
 			{Interval: time.Hour},
 			{},
@@ -204,7 +204,7 @@ func TestPeersMayHaveTimesOfTheirOwn(t *testing.T) {
 		for _, tt := range []struct {
 			at   time.Duration
 			left int
-		}{{1200 * time.Millisecond, 3}, {36 * time.Second, 2}, {62 * time.Second, 1}, {time.Hour + 11*time.Second, 0}} {
+		}{{1350 * time.Millisecond, 3}, {36 * time.Second, 2}, {62 * time.Second, 1}, {time.Hour + 11*time.Second, 0}} {
 			time.Sleep(tt.at - time.Since(start))
 			if n := m.Stats().Watched; n != tt.left {
 				t.Errorf("after %v %d peers are left, want %d", tt.at, n, tt.left)

@@ -8,7 +8,8 @@ import (
 )
 
 // Options are the properties of one peer. Zero fields take those of the monitor's
-// [Config].
+// [Config]. Let there be a few different intervals and timeouts in a monitor, not
+// one for each peer: those that are equal share a schedule.
 type Options struct {
 	Interval time.Duration
 	Timeout  time.Duration
@@ -26,13 +27,14 @@ type Peer struct {
 	monitor           *Monitor
 	interval, timeout time.Duration
 	maxAge            int64 // 0 = none
-	wrapped           bool  // set before it is watched
+	wrapped           atomic.Bool
 
 	heard, sent atomic.Int64 // monitor's time of the last byte in and out
 	rtt         atomic.Int64
 	pings       atomic.Int64 // received in about an interval
 	reading     atomic.Bool  // somebody waits in Read of the wrapped connection
 	writing     atomic.Int32 // calls of its Write that have not returned
+	wrote       atomic.Int64 // monitor time at which the last of them began or got on
 	failed      atomic.Bool  // the last ping failed
 	closed      atomic.Bool  // a ping found the connection closed
 
@@ -44,7 +46,9 @@ type Peer struct {
 	born        int64
 	looks       int
 	waiting     bool            // a probe is out
+	asked       int64           // when it was sent
 	pinging     bool            // a call of Ping has not returned
+	pinged      int64           // when it began
 	again       bool            // and another is to follow
 	pingCtx     context.Context // of that call
 	cancelPing  context.CancelFunc
@@ -143,8 +147,14 @@ func (p *Peer) Pinged() bool {
 func (p *Peer) Probe() {
 	m := p.monitor
 	m.mu.Lock()
+	p.settle()
 	if p.state == watching && !p.waiting {
-		m.newRound(p, m.now())
+		v := m.now()
+		// What was heard in the same tick, but before, is no answer.
+		if heard := p.heard.Load(); heard >= v {
+			p.heard.CompareAndSwap(heard, v-1)
+		}
+		m.newRound(p, v)
 	}
 	m.mu.Unlock()
 	m.wakeUp()

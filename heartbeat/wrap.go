@@ -17,7 +17,7 @@ const (
 
 	// chunkSize is how much of a large write is handed to the network at once.
 	// Between two chunks it can be seen that the peer makes room.
-	chunkSize = 256 << 10
+	chunkSize = 64 << 10
 )
 
 // WrapWriter returns a writer to be given to the Accept or Upgrade function of a
@@ -31,17 +31,21 @@ const (
 // writers have an Unwrap method. Over TLS what is seen are the bytes within. HTTP/2
 // connections cannot be hijacked; then the library gets an error that says so.
 //
+// A write of ours that gets on, however slowly, excuses a peer that does not answer
+// meanwhile, if it gets on by 64 KiB in each Timeout.
+//
 // Call it before [Peer.Watch].
 func (p *Peer) WrapWriter(w http.ResponseWriter) http.ResponseWriter {
-	p.wrapped = true
+	p.wrapped.Store(true)
 	return &writer{w, p}
 }
 
 // WrapConn returns a connection to be used in place of c, seen by the peer as with
 // [Peer.WrapWriter]: for clients, in the DialContext function of an
-// [http.Transport], and for protocols without HTTP. Call it before [Peer.Watch].
+// [http.Transport], and for protocols without HTTP. Call it before [Peer.Watch],
+// for one connection.
 func (p *Peer) WrapConn(c net.Conn) net.Conn {
-	p.wrapped = true
+	p.wrapped.Store(true)
 	return &conn{c, p}
 }
 
@@ -109,14 +113,16 @@ func (c *conn) Write(b []byte) (n int, err error) {
 	defer p.writing.Add(-1)
 	for {
 		before := p.monitor.now()
+		p.wrote.Store(before)
 		k, err := c.Conn.Write(b[n:min(len(b), n+chunkSize)])
 		n += k
 		if k > 0 {
 			p.Sent()
 			// A write that goes through at once proves nothing: kernels take
 			// megabytes for a peer that never reads. One that had to wait, and
-			// then went on, does: the peer has made room.
-			if p.monitor.now()-before >= int64(tick) {
+			// then went on, does: the peer has made room. (The clock may jump by
+			// a tick within the shortest write.)
+			if p.monitor.now()-before >= 2*int64(tick) {
 				p.Touch()
 			}
 		}

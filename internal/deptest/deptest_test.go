@@ -26,6 +26,7 @@ var table = Table{
 	"internal/memnet":  {"./backoff"}, // its tests run coder/websocket over it
 	"internal/mutant":  nil,
 	"internal/readme":  nil,
+	"internal/wsrig":   nil,
 	"examples/...":     {"./backoff", "./heartbeat", "./replay", "github.com/coder/websocket"},
 }
 

@@ -237,6 +237,7 @@ type half struct {
 	rclosed      bool  // the reader has closed: writing fails
 	err          error // ends both sides at once
 	stall, hole  bool
+	busy         bool // a write is under way
 	cut          bool // the connection ends when left is 0
 	left         int
 	rlimit, wlim time.Time // deadlines
@@ -326,6 +327,13 @@ func (h *half) read(p []byte) (n int, cut bool, err error) {
 func (h *half) write(p []byte) (written int, cut bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	mine := false // one write after the other, as a net.Conn promises
+	defer func() {
+		if mine {
+			h.busy = false
+			h.cond.Broadcast()
+		}
+	}()
 	for {
 		switch {
 		case h.wclosed:
@@ -338,9 +346,12 @@ func (h *half) write(p []byte) (written int, cut bool, err error) {
 			return written, false, syscall.EPIPE
 		case passed(h.wlim):
 			return written, false, os.ErrDeadlineExceeded
+		case h.busy && !mine:
+			h.wait(h.wlim)
 		case len(p) == 0:
 			return written, false, nil
 		case h.n < h.size:
+			mine, h.busy = true, true
 			part := p[:min(len(p), h.size-h.n)]
 			if h.cut {
 				part = part[:min(len(part), h.left)]

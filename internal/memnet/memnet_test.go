@@ -120,6 +120,27 @@ func TestAFullBufferHoldsTheWriterBack(t *testing.T) {
 	})
 }
 
+func TestWritesDoNotInterleave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server, _ := pair(t, Settings{Buffer: 10})
+		var wg sync.WaitGroup
+		for _, letter := range []string{"a", "b", "c"} {
+			wg.Go(func() {
+				if n, err := io.WriteString(client, strings.Repeat(letter, 40)); n != 40 || err != nil {
+					t.Errorf("%s: wrote %d, %v", letter, n, err)
+				}
+			})
+		}
+		got := readString(t, server, 120)
+		wg.Wait()
+		for _, letter := range []string{"a", "b", "c"} {
+			if !strings.Contains(got, strings.Repeat(letter, 40)) {
+				t.Errorf("read %s", got)
+			}
+		}
+	})
+}
+
 func TestDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server, _ := pair(t, Settings{Buffer: 10})

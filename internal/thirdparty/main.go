@@ -22,9 +22,11 @@ import (
 )
 
 func main() {
+	rigMain() // in a process of the rig this does not return
 	rounds := flag.Int("rounds", 15, "times that each contestant is measured; the median counts")
 	each := flag.Duration("each", 50*time.Millisecond, "how long one measurement takes")
 	markdown := flag.Bool("markdown", false, "print Markdown only, instead of text followed by Markdown")
+	conns := flag.Int("conns", 10_000, "connections of the measurement with real sockets, which takes a minute for each library; 0 leaves it out")
 	flag.Parse()
 	if *rounds < 1 || *each <= 0 || flag.NArg() > 0 {
 		fmt.Fprintln(os.Stderr, "thirdparty: -rounds and -each must be positive, and there are no arguments")
@@ -32,6 +34,14 @@ func main() {
 	}
 	tables := []table{backoffCost(*rounds, *each), backoffSpread()}
 	tables = append(tables, logCost(*rounds, *each)...)
+	if *conns > 0 {
+		t, err := zombies(*conns)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "thirdparty:", err)
+			os.Exit(1)
+		}
+		tables = append(tables, t)
+	}
 	if !*markdown {
 		fmt.Println(machine())
 		for _, t := range tables {
