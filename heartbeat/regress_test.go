@@ -337,3 +337,21 @@ func (s stalling) Write(b []byte) (int, error) {
 	time.Sleep(time.Second)
 	return len(b), nil
 }
+
+// The wall clock is set back, or forward by a little: nothing happens at all.
+func TestTheWallClockMayBeSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMonitor(t, Config{})
+		s := newStepper(m)
+		for range 100 {
+			s.add(healthy(200 * time.Millisecond))
+		}
+		for _, jump := range []time.Duration{-24 * time.Hour, -time.Second, time.Second} {
+			s.wall = s.wall.Add(jump)
+			s.run(2 * interval)
+		}
+		if st := m.Stats(); len(st.Dead) > 0 || st.Wakes > 0 || st.Stalls > 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}

@@ -1,4 +1,5 @@
-// Package leak fails a package's tests if goroutines outlive them.
+// Package leak fails a package's tests if goroutines or, on Linux, sockets outlive
+// them.
 package leak
 
 import (
@@ -14,14 +15,33 @@ import (
 //
 //	func TestMain(m *testing.M) { leak.Main(m) }
 func Main(m *testing.M) {
+	before := sockets()
 	code := m.Run()
 	if code == 0 {
 		if left := Check(10 * time.Second); left != "" {
 			fmt.Fprintf(os.Stderr, "leak: goroutines left after the tests:\n\n%s\n", left)
 			code = 1
 		}
+		if now := sockets(); now > before {
+			fmt.Fprintf(os.Stderr, "leak: %d sockets left after the tests\n", now-before)
+			code = 1
+		}
 	}
 	os.Exit(code)
+}
+
+// sockets returns how many sockets this process has open, where the system tells.
+func sockets() (n int) {
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	for _, f := range files {
+		if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil && strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 // Check returns the stacks of all goroutines that belong neither to the runtime

@@ -1,6 +1,8 @@
 package leak
 
 import (
+	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -22,5 +24,23 @@ func TestCheckFindsAGoroutineAndSeesItEnd(t *testing.T) {
 	close(stop)
 	if left := Check(10 * time.Second); left != "" {
 		t.Errorf("the goroutine has ended, and is still found: %s", left)
+	}
+}
+
+func TestSocketsAreCounted(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells")
+	}
+	before := sockets()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := sockets(); n != before+1 {
+		t.Errorf("%d sockets with a listener more than %d", n, before)
+	}
+	listener.Close()
+	if n := sockets(); n != before {
+		t.Errorf("%d sockets after it was closed, want %d", n, before)
 	}
 }
