@@ -155,9 +155,9 @@ func TestAPauseWhileTheSchedulerSleeps(t *testing.T) {
 			m.sleep = 3 * time.Second
 			m.anchor.Store(&anchor{time.Now(), s.v, s.v + int64(m.sleep)})
 			m.clock.Store(-1)
-			time.Sleep(time.Hour) // nobody runs
+			time.Sleep(10 * time.Minute) // nobody runs
 			newborn := act(s, good)
-			s.step(time.Hour)
+			s.step(10 * time.Minute)
 			m.sleep = tick
 			s.run(interval + timeout + time.Second)
 			for _, p := range []*Peer{bad, newborn} {
@@ -168,7 +168,7 @@ func TestAPauseWhileTheSchedulerSleeps(t *testing.T) {
 					t.Errorf("%s: a silent peer is not found", name)
 				}
 			}
-			s.run(2 * time.Hour)
+			s.run(15 * time.Minute)
 			if v, dead := good.Verdict(); dead {
 				t.Errorf("%s: the healthy peer: %+v", name, v)
 			}
@@ -183,7 +183,11 @@ func TestProbesWhileTheSchedulerSleepsKillNobody(t *testing.T) {
 	for range 500 {
 		watch(t, m, nil, &counting{})
 	}
-	for range 200 {
+	rounds := 200
+	if testing.Short() {
+		rounds = 20
+	}
+	for range rounds {
 		for p := range m.Peers() {
 			p.Probe()
 		}
