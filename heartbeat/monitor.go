@@ -385,7 +385,10 @@ func (m *Monitor) advance(v int64, mono, wall time.Time) int64 {
 		m.judge(c, v)
 	}
 	m.postponed = slices.DeleteFunc(m.postponed, func(p *Peer) bool {
-		if p.state == watching && p.pinging && !m.mayCancel(p, v) {
+		if p.state != watching || !p.again {
+			return true // it has ended by itself, and another may be under way
+		}
+		if !m.mayCancel(p, v) {
 			return false
 		}
 		p.endPing()

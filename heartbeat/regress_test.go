@@ -2,6 +2,7 @@ package heartbeat
 
 import (
 	"context"
+	"errors"
 	"net"
 	"runtime"
 	"testing"
@@ -356,6 +357,47 @@ func TestTheWallClockMayBeSet(t *testing.T) {
 		}
 		if st := m.Stats(); len(st.Dead) > 0 || st.Wakes > 0 || st.Stalls > 0 {
 			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// A ping that was to be cancelled ended by itself, and the one that followed it was
+// cancelled in its place.
+func TestOnlyThePingThatWasToBeCancelledIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMonitor(t, Config{})
+		s := newStepper(m)
+		pings := make(chan context.Context, 4)
+		release := make(chan struct{})
+		p := s.add(Funcs{
+			PingFunc: func(ctx context.Context) error {
+				pings <- ctx
+				select {
+				case <-release:
+					return errors.New("no answer, and no life")
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			},
+			CloseFunc: func() error { return nil },
+		})
+		p.wrapped.Store(true)
+		p.Probe()
+		first := <-pings
+		p.writing.Add(1) // so that the first may not be cancelled now
+		s.run(tick)
+		p.Touch()
+		p.Probe() // a new round, with a ping of its own when the first is through
+		s.run(tick)
+		release <- struct{}{}
+		second := <-pings
+		p.writing.Add(-1)
+		s.run(3 * tick)
+		if first.Err() == nil {
+			t.Error("the first ping's context is not ended")
+		}
+		if second.Err() != nil {
+			t.Error("the second ping was cancelled")
 		}
 	})
 }
