@@ -94,6 +94,25 @@ func (c *Cursor) Next(ctx context.Context, b *Batch, max Budget) error {
 	}
 }
 
+// Ready returns a channel that is closed as soon as there may be something to
+// read: at once if there is, and else at the next change of the log or call of
+// [Log.Wake]. It is for waiting for a cursor and for something else in one select:
+// call Ready, then Read, and wait only if that had nothing.
+func (c *Cursor) Ready() <-chan struct{} {
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	if c.pos != c.log.head {
+		return readyNow
+	}
+	if c.log.wake == nil {
+		c.log.wake = make(chan struct{})
+	}
+	return c.log.wake
+}
+
+// readyNow is closed.
+var readyNow = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 // Read is [Cursor.Next] without waiting: b has no entries, and To is equal to
 // Head, if there is nothing to read. A read that conflates may also return without
 // entries when it has only got past some that are obsolete; then To differs from

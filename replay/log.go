@@ -195,6 +195,26 @@ func (l *Log) Last(n int) Position {
 	return l.last(min(max(0, n), l.n))
 }
 
+// At returns the position of the entry with number seq of the current epoch, or
+// false if it is neither stored nor the place before the oldest that is.
+func (l *Log) At(seq uint64) (Position, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	tag, ok := l.tag(seq)
+	if !ok {
+		return Position{}, false
+	}
+	return Position{Epoch: l.head.Epoch, Seq: seq, Tag: tag}, true
+}
+
+// Wake wakes all readers as an append does, though there is nothing for them to
+// read: so that they look at something else that has changed. See [Cursor.Ready];
+// [Cursor.Next] goes on waiting.
+func (l *Log) Wake() {
+	l.mu.Lock()
+	l.unlockAndWake()
+}
+
 // After reads the entries after p into b, as many as there are within the budget,
 // and does not wait. When p is the head it reads none and returns nil.
 //

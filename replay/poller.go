@@ -119,6 +119,33 @@ func (c *Cursor) Close() bool {
 	return true
 }
 
+// Wake makes the cursor ready now if it is armed, though there is nothing to read,
+// so that its worker looks at something else that has changed. It does nothing if
+// the cursor is not armed: change what the worker is to see first, and have it
+// look after it has armed the cursor.
+//
+// Like Close, Wake may be called from any goroutine at any time.
+func (c *Cursor) Wake() {
+	c.log.mu.Lock()
+	park := c.park
+	if park == nil || park == &closed {
+		c.log.mu.Unlock()
+		return
+	}
+	p := park.poller
+	p.mu.Lock()
+	armed := c.next != nil
+	if armed && c.pos == c.log.head { // else it is ready anyway
+		unlink(c)
+		push(&p.ready, c)
+	}
+	p.mu.Unlock()
+	c.log.mu.Unlock()
+	if armed {
+		p.signal()
+	}
+}
+
 // closed is where closed cursors are parked: nowhere. It saves them a field.
 var closed parking
 

@@ -1,0 +1,89 @@
+package backplane
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+// A snapshot is one call of Options.Snapshot, for all who need one meanwhile.
+type snapshot struct {
+	head replay.Position // of the topic before the call: nothing can fall in between
+	done atomic.Bool     // what follows is set
+	data []byte
+	asOf replay.Position
+	err  error
+}
+
+// maxSnapshots is how many are made for one Reset, if the topic moves on so fast
+// that what follows a snapshot is gone before it is there.
+const maxSnapshots = 3
+
+// waitForSnapshot has a subscriber wait for a snapshot that is being made, or one
+// that is made for it.
+func (s *Subscription) waitForSnapshot(t *topic, x *extra, b *Batch, max replay.Budget) {
+	x.tries++
+	t.mu.Lock()
+	snap := t.snap
+	if snap == nil {
+		_, head := t.log.Bounds()
+		snap = &snapshot{head: head}
+		t.snap = snap
+		t.hub.workMu.Lock()
+		t.hub.spawn(func() { t.take(snap) })
+		t.hub.workMu.Unlock()
+	}
+	t.mu.Unlock()
+	x.snapshot.Store(snap)
+	s.readSnapshot(t, x, snap, b, max)
+}
+
+func (t *topic) take(snap *snapshot) {
+	ctx, cancel := context.WithTimeout(t.hub.ctx, callTimeout)
+	defer cancel()
+	snap.data, snap.asOf, snap.err = t.hub.opts.Snapshot(ctx, t.name, snap.head)
+	if snap.err != nil {
+		t.hub.log.Warn("no snapshot", "topic", t.name, "error", snap.err)
+	}
+	if snap.asOf.IsZero() {
+		snap.asOf = snap.head
+	}
+	snap.done.Store(true)
+	t.mu.Lock()
+	t.snap = nil
+	t.mu.Unlock()
+	t.log.Wake()
+}
+
+// readSnapshot gives the subscriber the snapshot it waits for, and what follows.
+func (s *Subscription) readSnapshot(t *topic, x *extra, snap *snapshot, b *Batch, max replay.Budget) {
+	r := x.reset
+	if !snap.done.Load() {
+		_, head := t.log.Bounds()
+		s.cursor.Seek(head) // not to be woken for nothing
+		b.clearEntries(r.Want)
+		return
+	}
+	if snap.err == nil {
+		s.cursor.Seek(t.clip(snap.asOf, x.floor))
+		if err := s.cursor.Read(&b.Batch, max); err == nil {
+			if r.Snapshot = snap.data; r.Snapshot == nil {
+				r.Snapshot = []byte{}
+			}
+			b.Reset = r
+			x.reset = nil
+			x.snapshot.Store(nil)
+			return
+		}
+		if x.tries < maxSnapshots {
+			s.waitForSnapshot(t, x, b, max)
+			return
+		}
+		t.hub.log.Warn("a snapshot is of a state that the topic's messages do not follow", "topic", t.name)
+	}
+	x.reset = nil
+	x.snapshot.Store(nil)
+	oldest, _ := t.log.Bounds()
+	s.goOn(t, b, max, r, oldest)
+}

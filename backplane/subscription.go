@@ -1,0 +1,509 @@
+package backplane
+
+import (
+	"context"
+	"iter"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+// SubscribeOptions say where a subscription begins, and what it may cost. Nil means
+// from now on.
+type SubscribeOptions struct {
+	// After is where to go on: the position after which this subscriber has seen
+	// nothing yet, from an earlier Batch. It is data, not a credential.
+	After replay.Position
+
+	// Last is how many of the newest messages to begin with, if After is the zero
+	// Position. Zero means none, negative all that the Hub has room for.
+	Last int
+
+	// Floor is a position up to which the subscriber may see nothing, such as the
+	// head when it was let in. Where it would otherwise have got something
+	// earlier, it is told that there was something (ReasonFloor), or for Last is
+	// just not given it. Only its number counts, and only while the topic is of
+	// its epoch: what comes after a new beginning came after the floor. Zero means
+	// none.
+	Floor replay.Position
+
+	// Lag is how far the subscriber may fall behind before it gets a Reset with
+	// ReasonLagging, or conflated messages, see replay.Lag. What the Hub no longer
+	// has room for is a Reset in any case. It may be shared, and must not be
+	// changed afterwards. Nil means no other limit.
+	Lag *replay.Lag
+
+	// Value is for a subscription that is served with [Arm]: the Value of the
+	// cursor that the poller's Wait returns.
+	Value any
+}
+
+// ReasonFloor: there are messages between the subscriber's position and its Floor.
+// Missed is their number.
+const ReasonFloor replay.Reason = "floor"
+
+// A Reset stands between what a subscriber has got before and what it gets next, if
+// these do not follow each other. There is no other way in which messages are
+// missed.
+//
+// With ReasonTrimmed, ReasonLagging and ReasonFloor the subscriber missed some
+// messages. With the other reasons the history is another than the one the
+// subscriber knows: what follows is all that is left of it, which may contain what
+// it has seen before, and lack what it has seen. So take the state that was built
+// from earlier messages for void, unless the reason is one of those three.
+type Reset struct {
+	Reason replay.Reason
+	Missed uint64          // how many messages were missed, 0 if that is not known
+	Want   replay.Position // after which the subscriber wanted to read
+	Head   replay.Position // of the topic when that turned out to be impossible
+
+	// Snapshot is what [Options.Snapshot] has returned, a state that replaces all
+	// that the subscriber had, and which the next messages follow. It is nil if
+	// there is no such function, or it has failed.
+	Snapshot []byte
+}
+
+// A Batch is what a subscriber is given. The zero value can be read into; it may be
+// used again for the next read, which overwrites Entries and Ephemeral.
+type Batch struct {
+	// Reset comes before all else in the batch. It is nil if this batch follows
+	// the one before, as it nearly always does.
+	Reset *Reset
+
+	// The messages, and To, which is what to remember for After, once they have
+	// been dealt with.
+	replay.Batch
+
+	// Ephemeral are messages without a position, the newest last. At most the
+	// newest 64 since the last read.
+	Ephemeral [][]byte
+}
+
+// Empty reports whether there is nothing in the batch. Its To may have moved all
+// the same, past messages that were conflated.
+func (b *Batch) Empty() bool {
+	return b.Reset == nil && len(b.Entries) == 0 && len(b.Ephemeral) == 0
+}
+
+// A Subscription is one reader of one topic. It gets every message once, in the one
+// order that all share, or a [Reset]. It has no queue: one that is slow costs
+// nothing and holds up nobody.
+//
+// A Subscription is read by one goroutine at a time. Close may be called by any.
+type Subscription struct {
+	cursor replay.Cursor
+	topic  atomic.Pointer[topic] // nil when closed
+	more   atomic.Pointer[extra] // nil as long as nothing of it is needed; made by the reader only
+}
+
+// extra is what few subscriptions need: the others have not got it.
+type extra struct {
+	done    chan struct{} // closed by Close; for Next
+	ended   atomic.Bool   // done is closed
+	floor   replay.Position
+	checked bool   // that the start was not below the floor
+	reset   *Reset // to be given with the snapshot
+	tries   int    // of snapshots for this reset
+
+	// Set by the reader only, but looked at by Arm when it is no longer that.
+	seen     atomic.Uint64            // number of the newest ephemeral message seen
+	snapshot atomic.Pointer[snapshot] // that it waits for
+}
+
+func (x *extra) end() {
+	if !x.ended.Swap(true) {
+		close(x.done)
+	}
+}
+
+// Subscribe subscribes to a topic. It returns when the topic is followed and it is
+// known what a reader who begins there is to get: at once if the Hub follows the
+// topic already and the messages after opts.After are at hand, and else after a
+// call or two of the backplane; if that is away, when it is back. The wait is
+// bounded by ctx, whose cause is then returned; ctx does not matter afterwards.
+//
+// Whether the subscriber gets a Reset is found out by the first read. The other
+// errors are [*InputError] and [ErrClosed]. Close the subscription when it is no
+// longer wanted.
+func (h *Hub) Subscribe(ctx context.Context, topic string, opts *SubscribeOptions) (*Subscription, error) {
+	if err := CheckTopic(topic); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if opts == nil {
+		opts = &SubscribeOptions{}
+	}
+	t := h.enter(topic)
+	if t == nil {
+		return nil, ErrClosed
+	}
+	w := &want{after: opts.After, last: opts.Last}
+	t.mu.Lock()
+	if !t.covers(w) {
+		w.done = make(chan struct{})
+		t.waiting = append(t.waiting, w)
+		t.refreshSoon()
+		t.mu.Unlock()
+		select {
+		case <-w.done:
+		case <-h.ctx.Done():
+			h.leave(t)
+			return nil, ErrClosed
+		case <-ctx.Done():
+			t.forget(w)
+			h.leave(t)
+			return nil, context.Cause(ctx)
+		}
+		t.mu.Lock()
+	}
+	defer t.mu.Unlock()
+	start := opts.After
+	if start.IsZero() {
+		start = t.clip(t.last(opts.Last), opts.Floor)
+	}
+	s := &Subscription{cursor: *t.log.Cursor(start, opts.Lag)}
+	s.cursor.Value = opts.Value
+	s.topic.Store(t)
+	if n := t.ephemerals.Load(); n > 0 || !opts.Floor.IsZero() {
+		x := &extra{done: make(chan struct{}), floor: opts.Floor}
+		x.seen.Store(n)
+		s.more.Store(x)
+	}
+	return s, nil
+}
+
+// enter returns the topic with one more subscriber, or nil if the Hub is closed.
+func (h *Hub) enter(name string) *topic {
+	for {
+		h.mu.Lock()
+		if h.closed.Load() || h.topics == nil {
+			h.mu.Unlock()
+			return nil
+		}
+		if t := h.topics[name]; t != nil {
+			t.subs++
+			h.count.subscribers.Add(1)
+			h.mu.Unlock()
+			return t
+		}
+		h.mu.Unlock()
+		limits := h.opts.Limits(name) // without a lock
+		t := &topic{hub: h, name: name, limits: limits, log: replay.New(limits)}
+		h.mu.Lock()
+		if h.topics != nil && h.topics[name] == nil {
+			h.topics[name] = t
+		}
+		h.mu.Unlock()
+	}
+}
+
+// leave undoes enter.
+func (h *Hub) leave(t *topic) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.count.subscribers.Add(-1)
+	if t.subs--; t.subs == 0 {
+		t.idle = time.Now()
+	}
+}
+
+// forget undoes that w waits.
+func (t *topic) forget(w *want) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, x := range t.waiting {
+		if x == w {
+			t.waiting = append(t.waiting[:i:i], t.waiting[i+1:]...)
+			return
+		}
+	}
+}
+
+// last returns where the newest n entries begin, all if n is negative.
+func (t *topic) last(n int) replay.Position {
+	if n < 0 {
+		oldest, _ := t.log.Bounds()
+		return oldest
+	}
+	return t.log.Last(n)
+}
+
+// clip returns p, or the floor if that is later.
+func (t *topic) clip(p, floor replay.Position) replay.Position {
+	if floor.IsZero() || floor.Epoch != p.Epoch || p.Seq >= floor.Seq {
+		return p
+	}
+	oldest, head := t.log.Bounds()
+	if at, ok := t.log.At(min(floor.Seq, head.Seq)); ok && head.Epoch == p.Epoch {
+		return at
+	}
+	if oldest.Epoch != p.Epoch || oldest.Seq >= floor.Seq {
+		return oldest
+	}
+	return head
+}
+
+// Next waits until there is something for the subscriber and reads it into b, as
+// many messages as there are within the budget. It returns the cause of ctx when
+// ctx is done, and [ErrClosed] after Close of the subscription or the Hub, with an
+// empty batch.
+func (s *Subscription) Next(ctx context.Context, b *Batch, max replay.Budget) error {
+	x := s.extra()
+	for {
+		if ctx.Err() != nil {
+			b.clear(s.Position())
+			return context.Cause(ctx)
+		}
+		ready := s.cursor.Ready()
+		if err := s.Read(b, max); err != nil || !b.Empty() {
+			return err
+		}
+		if b.To != b.Head {
+			continue // past conflated messages only
+		}
+		select {
+		case <-ready:
+		case <-x.done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// All returns what Next does, one batch after the other, until ctx is done or the
+// subscription is closed: then there is one more pair, with an error. The batch is
+// overwritten in the next iteration.
+func (s *Subscription) All(ctx context.Context) iter.Seq2[*Batch, error] {
+	return func(yield func(*Batch, error) bool) {
+		var b Batch
+		for {
+			err := s.Next(ctx, &b, replay.Budget{})
+			if !yield(&b, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Read is Next without waiting: it returns an empty batch if there is nothing. To
+// serve thousands of subscriptions with a few goroutines, see [Arm].
+func (s *Subscription) Read(b *Batch, max replay.Budget) error {
+	t := s.topic.Load()
+	if t == nil || t.hub.closed.Load() && t.hub.ctx.Err() != nil {
+		b.clear(s.Position())
+		return ErrClosed
+	}
+	b.Reset = nil
+	if len(b.Ephemeral) > 0 {
+		clear(b.Ephemeral)
+		b.Ephemeral = b.Ephemeral[:0]
+	}
+	x := s.more.Load()
+	if x == nil && t.ephemerals.Load() == 0 {
+		if err := s.cursor.Read(&b.Batch, max); err != nil {
+			return s.reset(t, b, max, err.(*replay.GapError))
+		}
+		return nil
+	}
+	if x == nil {
+		x = s.extra()
+	}
+	t.ephemeral(x, b)
+	if snap := x.snapshot.Load(); snap != nil {
+		s.readSnapshot(t, x, snap, b, max)
+		return nil
+	}
+	if !x.checked {
+		x.checked = true
+		at := s.cursor.Position()
+		if to := t.clip(at, x.floor); to != at && t.gap(at) == nil {
+			return s.reset(t, b, max, &replay.GapError{Reason: ReasonFloor, Want: at, Oldest: to, Head: to, Missed: to.Seq - at.Seq})
+		}
+	}
+	if err := s.cursor.Read(&b.Batch, max); err != nil {
+		return s.reset(t, b, max, err.(*replay.GapError))
+	}
+	return nil
+}
+
+// clear makes b empty, at p.
+func (b *Batch) clear(p replay.Position) {
+	b.Reset = nil
+	clear(b.Ephemeral)
+	b.Ephemeral = b.Ephemeral[:0]
+	b.clearEntries(p)
+}
+
+func (b *Batch) clearEntries(p replay.Position) {
+	clear(b.Entries)
+	b.Batch = replay.Batch{Entries: b.Entries[:0], To: p, Head: p}
+}
+
+// extra returns what few subscriptions need.
+func (s *Subscription) extra() *extra {
+	x := s.more.Load()
+	if x == nil {
+		x = &extra{done: make(chan struct{}), checked: true}
+		s.more.Store(x)
+		if s.topic.Load() == nil { // Close may not have seen it
+			x.end()
+		}
+	}
+	return x
+}
+
+// reset moves the subscriber over a gap and puts a Reset into b, with what follows
+// it; or has a snapshot made first.
+func (s *Subscription) reset(t *topic, b *Batch, max replay.Budget, gap *replay.GapError) error {
+	if t.hub.ctx.Err() != nil { // the end of the Hub is no gap
+		b.clear(gap.Want)
+		return ErrClosed
+	}
+	r := &Reset{Reason: gap.Reason, Want: gap.Want, Head: gap.Head, Missed: gap.Missed}
+	if r.Reason == ReasonFloor {
+		_, r.Head = t.log.Bounds()
+	}
+	t.hub.count.resets.Add(1)
+	if t.hub.opts.Snapshot != nil && r.Reason != ReasonFloor {
+		x := s.extra()
+		x.reset, x.tries = r, 0
+		s.waitForSnapshot(t, x, b, max)
+		return nil
+	}
+	s.goOn(t, b, max, r, gap.Oldest)
+	return nil
+}
+
+// goOn reads what is there from a place on, or later if need be.
+func (s *Subscription) goOn(t *topic, b *Batch, max replay.Budget, r *Reset, from replay.Position) {
+	var floor replay.Position
+	if x := s.more.Load(); x != nil {
+		floor = x.floor
+	}
+	for {
+		from = t.clip(from, floor)
+		if r.Missed > 0 && r.Snapshot == nil && from.Epoch == r.Want.Epoch {
+			r.Missed = from.Seq - r.Want.Seq
+		}
+		s.cursor.Seek(from)
+		err := s.cursor.Read(&b.Batch, max)
+		if err == nil {
+			b.Reset = r
+			return
+		}
+		// The log has moved on since. That is still the same gap, or one of a new
+		// kind which takes its place.
+		gap := err.(*replay.GapError)
+		if gap.Reason != replay.ReasonTrimmed && gap.Reason != replay.ReasonLagging {
+			r.Reason, r.Missed = gap.Reason, 0
+		}
+		r.Head, from = gap.Head, gap.Oldest
+	}
+}
+
+// ephemeral puts what x has not seen into b.
+func (t *topic) ephemeral(x *extra, b *Batch) {
+	n := t.ephemerals.Load()
+	seen := x.seen.Load()
+	if n == seen {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n = t.ephemerals.Load()
+	size := uint64(len(t.recent))
+	for k := max(seen+1, n-min(n, size)+1); k <= n; k++ {
+		if e := t.recent[k%size]; e.n == k {
+			b.Ephemeral = append(b.Ephemeral, e.data)
+		}
+	}
+	x.seen.Store(n)
+}
+
+// Arm has poller return the cursors of these subscriptions from Wait, each once, as
+// soon as there is something to read, or the subscription is over: as
+// [replay.Poller.Arm] does, which must not be used for them. It is known which they
+// are by their [SubscribeOptions.Value]. So a few goroutines serve very many
+// subscriptions, in each of which one is read, by Read, and armed again:
+//
+//	n, err := poller.Wait(ctx, ready)
+//	for _, cursor := range ready[:n] {
+//		client := cursor.Value.(*Client)
+//		err := client.sub.Read(&batch, replay.Budget{})
+//		// send the batch to the client
+//		backplane.Arm(poller, client.sub)
+//	}
+//
+// Those of one topic, one after the other, are cheaper to arm in one call.
+func Arm(poller *replay.Poller, subs ...*Subscription) {
+	var room [64]*replay.Cursor
+	for len(subs) > 0 {
+		n := min(len(subs), len(room))
+		for i, s := range subs[:n] {
+			room[i] = &s.cursor
+		}
+		poller.Arm(room[:n]...)
+		for _, s := range subs[:n] {
+			if s.news() {
+				s.cursor.Wake()
+			}
+		}
+		subs = subs[n:]
+	}
+}
+
+// news reports whether there is something for the subscriber that is not in the
+// log. It is called while the cursor is armed, and so possibly by another goroutine
+// than the one that already reads: what it looks at is atomic.
+func (s *Subscription) news() bool {
+	t := s.topic.Load()
+	if t == nil {
+		return false
+	}
+	n := t.ephemerals.Load()
+	x := s.more.Load()
+	if x == nil {
+		return n > 0
+	}
+	snap := x.snapshot.Load()
+	return n != x.seen.Load() || snap != nil && snap.done.Load()
+}
+
+// Position returns after which message the subscriber stands: what to remember
+// for [SubscribeOptions.After]. It is for the goroutine that reads.
+func (s *Subscription) Position() replay.Position {
+	if x := s.more.Load(); x != nil && x.reset != nil {
+		return x.reset.Want // the cursor waits elsewhere for a snapshot
+	}
+	return s.cursor.Position()
+}
+
+// Topic returns the name of the topic, or "" after Close.
+func (s *Subscription) Topic() string {
+	if t := s.topic.Load(); t != nil {
+		return t.name
+	}
+	return ""
+}
+
+// Lag returns how many messages the subscriber has not read, and the sum of the
+// lengths of their Data and Keys. It is for the goroutine that reads.
+func (s *Subscription) Lag() (messages uint64, bytes int64) { return s.cursor.Lag() }
+
+// Close ends the subscription. It may be called again, and by any goroutine: one
+// that waits in Next then returns ErrClosed. It does not wait for that. It reports
+// whether the subscription was armed, see [replay.Cursor.Close].
+func (s *Subscription) Close() (armed bool) {
+	t := s.topic.Swap(nil)
+	if t == nil {
+		return false
+	}
+	armed = s.cursor.Close()
+	t.hub.leave(t)
+	if x := s.more.Load(); x != nil {
+		x.end()
+	}
+	return armed
+}

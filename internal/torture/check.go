@@ -1,0 +1,191 @@
+package torture
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+// An Event is an acknowledged publish, or one thing a subscriber's application saw:
+// an entry, or a Reset that stands between two runs.
+type Event struct {
+	At      time.Time
+	Topic   string
+	Pos     replay.Position
+	Stored  time.Time // when the store got the entry
+	Payload string
+
+	Reset  replay.Reason // of a Reset, which has a Pos only if nothing followed yet
+	Missed uint64
+
+	Died []time.Time // when the store lost it; it may have come back
+}
+
+func (e Event) String() string {
+	at := e.At.Format("04:05.000")
+	if e.Reset != "" {
+		return fmt.Sprintf("%s %s reset(%s, %d missed)", at, e.Topic, e.Reset, e.Missed)
+	}
+	return fmt.Sprintf("%s %s %d/%08x of %x %q", at, e.Topic, e.Pos.Seq, e.Pos.Tag, e.Pos.Epoch>>48, e.Payload)
+}
+
+// A Violation is one thing that broke the promise.
+type Violation struct {
+	Text string
+	Who  string    // the subscriber that saw it, if any
+	At   time.Time // when
+}
+
+func (v Violation) String() string { return v.Text }
+
+// A Record is all that happened in a run.
+type Record struct {
+	Acked     []Event
+	Stored    []Event            // everything that was ever stored; nil if the store cannot tell
+	Unsure    int                // publishes of which nobody knows whether they are stored
+	Seen      map[string][]Event // by subscriber, over all its sessions
+	Ends      map[string]replay.Position
+	Heads     map[string]replay.Position // by topic, at the end, from the store itself
+	Topics    map[string]string          // of each subscriber in Ends
+	Losses    []time.Time                // when the store lost something, in order
+	Retention int                        // entries that are always there
+
+	died map[string]map[replay.Position][]time.Time // from Stored
+}
+
+// lost returns when a position was lost, or when anything was if that is not known.
+func (r *Record) lost(topic string, pos replay.Position, on bool) []time.Time {
+	if r.died == nil {
+		r.died = map[string]map[replay.Position][]time.Time{}
+		for _, e := range r.Stored {
+			if r.died[e.Topic] == nil {
+				r.died[e.Topic] = map[replay.Position][]time.Time{}
+			}
+			r.died[e.Topic][e.Pos] = e.Died
+		}
+	}
+	if times, ok := r.died[topic][pos]; ok && on {
+		return times
+	}
+	return r.Losses
+}
+
+// Check says what broke. It takes time linear in the number of events, but for one
+// scan of Acked for each trimmed Reset. Its names are:
+//
+//	I0 unique      no two acknowledged publishes have one position, or one message two
+//	I1 order       numbers rise by one within a run
+//	I2 once        nothing comes twice within a run
+//	I3 agreement   one position has one payload and one predecessor, for everybody
+//	I4 silent      nothing is missing within a run
+//	I5 honest      a Reset has a cause, and its number is right
+//	I6 converged   at the end everybody is at the head
+func (r *Record) Check() (bad []Violation) {
+	var now Violation
+	fail := func(f string, a ...any) {
+		now.Text = fmt.Sprintf(f, a...)
+		bad = append(bad, now)
+	}
+	type id struct {
+		topic string
+		pos   replay.Position
+	}
+	payload, before := map[id]string{}, map[id]replay.Position{}
+	where := map[string]replay.Position{}
+	stored, newest := r.Stored, 0
+	if stored == nil {
+		stored, newest = r.Acked, r.Unsure
+	}
+	for _, p := range r.Acked {
+		k := id{p.Topic, p.Pos}
+		if other, twice := payload[k]; twice && other != p.Payload {
+			fail("I0 unique: %v was acknowledged for %q and %q", k, other, p.Payload)
+		}
+		payload[k] = p.Payload
+		if other, twice := where[p.Payload]; twice && other.Epoch == p.Pos.Epoch && other != p.Pos && len(r.Losses) == 0 {
+			fail("I0 unique: %q was acknowledged at %v and %v", p.Payload, other, p.Pos)
+		}
+		where[p.Payload] = p.Pos
+	}
+	for who, events := range r.Seen {
+		type run struct {
+			last  replay.Position
+			on    bool      // last is valid
+			since time.Time // when last was stored, or got
+			reset *Event    // stands before the next entry
+		}
+		at := map[string]*run{}
+		seen := map[id]bool{} // in this run
+		for i, e := range events {
+			now = Violation{Who: who, At: e.At}
+			s := at[e.Topic]
+			if s == nil {
+				s = &run{}
+				at[e.Topic] = s
+			}
+			k := id{e.Topic, e.Pos}
+			if e.Reset != "" {
+				if e.Reset != replay.ReasonTrimmed {
+					// What it saw last is gone, or it stood where nothing had been yet.
+					cause := false
+					for _, l := range r.lost(k.topic, s.last, s.on) {
+						cause = cause || !l.Before(s.since) && !l.After(e.At)
+					}
+					if !cause {
+						fail("I5 honest: %s: %v, but nothing that it had seen was lost", who, e)
+					}
+					s.on = false
+					seen = map[id]bool{}
+				}
+				s.reset = &events[i]
+				if !e.Pos.IsZero() {
+					s.last = e.Pos
+				}
+				continue
+			}
+			a, b := s.last, e.Pos
+			if p, ok := payload[k]; ok && p != e.Payload {
+				fail("I3 agreement: %s got %q at %v, not %q", who, e.Payload, k, p)
+			}
+			payload[k] = e.Payload
+			switch {
+			case !s.on:
+			case a.Epoch != b.Epoch:
+				fail("I4 silent: %s went from epoch %x to %x without a Reset: %v", who, a.Epoch, b.Epoch, e)
+			case s.reset != nil:
+				newer := newest
+				for _, p := range stored {
+					if p.Topic == e.Topic && p.Pos.Epoch == b.Epoch && p.Pos.Seq >= b.Seq && !p.At.After(s.reset.At) {
+						newer++
+					}
+				}
+				if m := s.reset.Missed; m == 0 || b.Seq != a.Seq+1+m {
+					fail("I5 honest: %s: %v stands between %d and %d", who, *s.reset, a.Seq, b.Seq)
+				} else if newer < r.Retention {
+					fail("I5 honest: %s: %v, but only %d are newer", who, *s.reset, newer)
+				}
+			case b.Seq <= a.Seq && seen[k]:
+				fail("I2 once: %s got it again: %v", who, e)
+			case b.Seq <= a.Seq:
+				fail("I1 order: %s was at %d: %v", who, a.Seq, e)
+			case b.Seq != a.Seq+1:
+				fail("I4 silent: %s lost what is between %d and %d: %v", who, a.Seq, b.Seq, e)
+			default:
+				if p, ok := before[k]; ok && p != a {
+					fail("I3 agreement: %v follows %v and %v: two histories are spliced", k, p, a)
+				}
+				before[k] = a
+			}
+			seen[k] = true
+			s.last, s.since, s.reset, s.on = b, e.Stored, nil, true
+		}
+	}
+	for who, end := range r.Ends {
+		now = Violation{Who: who, At: time.Now()}
+		if head := r.Heads[r.Topics[who]]; end != head {
+			fail("I6 converged: %s is at %v, the head at %v", who, end, head)
+		}
+	}
+	return bad
+}

@@ -1,0 +1,55 @@
+package torture
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/leak"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
+
+var (
+	seeds  = flag.Int("torture.seeds", 30, "how many seeds to simulate")
+	seed   = flag.Uint64("torture.seed", 1, "the first of them")
+	length = flag.Duration("torture.length", 2*time.Minute, "virtual time of each, with faults")
+)
+
+func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
+	n := *seeds
+	if testing.Short() {
+		n = min(n, 3)
+	}
+	start := time.Now()
+	var acked, unsure, deliveries, resets, faults, violations int
+	var virtual time.Duration
+	for i := range n {
+		p := Plan{
+			Seed: *seed + uint64(i), Length: *length, Nodes: 3, Topics: 4, Subscribers: 20, Publishers: 4,
+			Retention: 50, Gentle: i%5 == 4,
+		}
+		synctest.Test(t, func(t *testing.T) {
+			start := time.Now()
+			out := Run(p)
+			virtual += time.Since(start)
+			if len(out.Violations) > 0 {
+				t.Errorf("seed %d: %s\n%s", p.Seed, out, out.Explain())
+			} else if testing.Verbose() {
+				fmt.Printf("seed %d: %s %+v\n", p.Seed, out, out.Stats[0])
+			}
+			acked += len(out.Record.Acked)
+			unsure += out.Record.Unsure
+			deliveries += out.Deliveries
+			resets += out.Resets
+			violations += len(out.Violations)
+			for _, n := range out.Faults {
+				faults += n
+			}
+		})
+	}
+	t.Logf("%d seeds, %v of virtual time in %v: %d acknowledged and %d unsure publishes, %d deliveries checked, %d Resets, %d faults, %d violations",
+		n, virtual.Round(time.Second), time.Since(start).Round(time.Millisecond), acked, unsure, deliveries, resets, faults, violations)
+}
