@@ -179,6 +179,7 @@ func (m *Memory) Append(ctx context.Context, topic string, msg Message) (Receipt
 	if msg.ID != "" && window > 0 {
 		t.ids[msg.ID] = memID{e.Pos, t.used}
 		t.order = append(t.order, msg.ID)
+		t.forgetIDs(window)
 	}
 	watchers := t.watchers // never changed, only replaced
 	t.mu.Unlock()
@@ -194,7 +195,7 @@ func (m *Memory) Append(ctx context.Context, topic string, msg Message) (Receipt
 // forgetIDs forgets those that are too old or too many.
 func (t *memTopic) forgetIDs(window time.Duration) {
 	now, n := time.Now(), 0
-	for n < len(t.order) && (len(t.order)-n >= MaxIDs || now.Sub(t.ids[t.order[n]].at) >= window) {
+	for n < len(t.order) && (len(t.order)-n > MaxIDs || now.Sub(t.ids[t.order[n]].at) >= window) {
 		delete(t.ids, t.order[n])
 		n++
 	}
@@ -210,47 +211,13 @@ func (m *Memory) Read(ctx context.Context, topic string, after replay.Position, 
 		return Page{}, err
 	}
 	defer t.mu.Unlock()
-	for {
-		from := after
-		if after.IsZero() {
-			from = tail(t.log, max)
-		}
-		var b replay.Batch
-		if err := t.log.After(from, &b, max); err == nil {
-			return Page{Entries: b.Entries, Head: b.Head}, nil
-		} else if !after.IsZero() { // and else some have just become too old
-			return Page{}, err
-		}
-	}
-}
-
-// tail returns the place after which the newest entries are within the budget.
-func tail(l *replay.Log, max replay.Budget) replay.Position {
-	n, bytes := max.Entries, max.Bytes
-	switch {
-	case n == 0:
-		n = replay.DefaultBatchEntries
-	case n < 0:
-		n = int(^uint(0) >> 1)
-	}
-	if bytes == 0 {
-		bytes = replay.DefaultBatchBytes
-	}
-	p := l.Last(n)
-	if bytes < 0 {
-		return p
-	}
 	var b replay.Batch
-	if l.After(p, &b, replay.Budget{Entries: -1, Bytes: -1}) != nil {
-		return p
+	if after.IsZero() {
+		t.log.Tail(&b, max)
+	} else if err := t.log.After(after, &b, max); err != nil {
+		return Page{}, err
 	}
-	for i := len(b.Entries) - 1; i >= 0; i-- {
-		e := &b.Entries[i]
-		if bytes -= int64(len(e.Data) + len(e.Key)); bytes < 0 && i < len(b.Entries)-1 {
-			return e.Pos
-		}
-	}
-	return p
+	return Page{Entries: b.Entries, Head: b.Head}, nil
 }
 
 // Heads implements [Header].

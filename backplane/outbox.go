@@ -164,12 +164,13 @@ func (o *outbox) pass() (stored bool) {
 			ctx, cancel := o.hub.call()
 			var r Receipt
 			r, err = o.hub.append(ctx, q.topic, q.m)
+			late := ctx.Err() != nil // a backplane that hangs is away too, as in Close
 			cancel()
 			stored = stored || err == nil
 			if err == nil || r.Outcome == Unknown {
 				q.last = r // an earlier try may have been stored: Unknown remains
 			}
-			if errors.Is(err, ErrUnavailable) || err != nil && o.hub.ctx.Err() != nil {
+			if err != nil && (late || errors.Is(err, ErrUnavailable)) {
 				away[q.topic] = true
 				i++
 				continue

@@ -49,11 +49,33 @@ func (t *topic) take(snap *snapshot) {
 	if snap.asOf.IsZero() {
 		snap.asOf = snap.head
 	}
+	if snap.err == nil {
+		t.reach(ctx, snap.asOf)
+	}
 	snap.done.Store(true)
 	t.mu.Lock()
 	t.snap = nil
 	t.mu.Unlock()
 	t.log.Wake()
+}
+
+// reach waits for a read if p is ahead of the log: this node may not have been told
+// yet of a message that is in the snapshot.
+func (t *topic) reach(ctx context.Context, p replay.Position) {
+	w := &want{after: p, done: make(chan struct{})}
+	t.mu.Lock()
+	if gap := t.gap(p); gap == nil || gap.Reason != replay.ReasonAhead {
+		t.mu.Unlock()
+		return
+	}
+	t.waiting = append(t.waiting, w)
+	t.refreshSoon()
+	t.mu.Unlock()
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		t.forget(w)
+	}
 }
 
 // readSnapshot gives the subscriber the snapshot it waits for, and what follows.

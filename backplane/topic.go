@@ -170,8 +170,12 @@ func (t *topic) insertEarly() {
 	slices.SortFunc(t.early, func(a, b early) int { return cmp.Compare(a.Pos.Seq, b.Pos.Seq) })
 	left := t.early[:0]
 	for _, e := range t.early {
-		if t.log.Insert(e.Entry) == replay.Missing {
+		switch t.log.Insert(e.Entry) {
+		case replay.Missing:
 			left = append(left, e)
+		case replay.Appended, replay.Duplicate:
+		default:
+			t.refreshSoon() // as in hint
 		}
 	}
 	clear(t.early[len(left):])
@@ -384,12 +388,14 @@ func (t *topic) begin(after replay.Position, page Page, deep bool) {
 
 // distrustHints has hints ring only, for a while. The lock is held.
 func (t *topic) distrustHints() {
+	t.wanted = t.wanted || len(t.early) > 0 // they ring too
 	t.early = nil
 	t.distrust = time.Now().Add(distrust)
 }
 
 // deepen fills the log with all that it has room for. Its readers do not notice.
 func (t *topic) deepen() error {
+	_, had := t.log.Bounds()
 	page, err := t.readTail(-1)
 	if err != nil {
 		return err
@@ -397,12 +403,15 @@ func (t *topic) deepen() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var newer replay.Batch
+	t.deep = true
 	if err := t.log.After(page.Head, &newer, replay.Budget{Entries: -1, Bytes: -1}); err != nil {
+		if err.(*replay.GapError).Reason == replay.ReasonTrimmed && page.Head.Seq >= had.Seq {
+			return nil // the log has no room for the page any more
+		}
 		// The log has not got that far, or is another. The page is the truth.
 		newer.Entries = nil
 	}
 	t.log.Reset(before(page), append(page.Entries, newer.Entries...)...)
-	t.deep = true
 	return nil
 }
 
@@ -416,9 +425,8 @@ func (t *topic) serves(wants []*want) bool {
 		if t.covers(w) {
 			continue
 		}
-		if w.after.IsZero() || t.gap(w.after).Reason == replay.ReasonTrimmed {
-			served = served && t.deep
-		} else {
+		served = served && t.deep // a Reset is followed by all that is left
+		if !w.after.IsZero() && t.gap(w.after).Reason != replay.ReasonTrimmed {
 			t.distrustHints()
 		}
 	}

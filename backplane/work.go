@@ -90,9 +90,16 @@ func (h *Hub) watchLoop() {
 }
 
 func (h *Hub) watch(topics []*topic) {
-	names := make([]string, len(topics))
-	for i, t := range topics {
-		names[i] = t.name
+	var names []string
+	for _, t := range topics {
+		t.mu.Lock()
+		if !t.ended { // else it may have been removed already
+			names = append(names, t.name)
+		}
+		t.mu.Unlock()
+	}
+	if len(names) == 0 {
+		return
 	}
 	ctx, cancel := h.call()
 	err := h.watcher.Add(ctx, names...)
@@ -100,7 +107,7 @@ func (h *Hub) watch(topics []*topic) {
 	if err != nil {
 		h.count.errors.Add(1)
 		if h.ctx.Err() == nil {
-			h.log.Warn("cannot watch topics", "topics", len(topics), "first", names[0], "error", err)
+			h.log.Warn("cannot watch topics", "topics", len(names), "first", names[0], "error", err)
 		}
 	}
 	for _, t := range topics {

@@ -409,6 +409,84 @@ func TestArmWakesAWorker(t *testing.T) {
 	})
 }
 
+func TestReadyIsClosedWhenThereIsSomethingToReadOrSeeTo(t *testing.T) {
+	l := New(Limits{})
+	c := l.Cursor(l.Last(0), nil)
+	closed := func(ch <-chan struct{}) bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
+	}
+	ready := c.Ready()
+	if closed(ready) {
+		t.Error("ready with nothing to read")
+	}
+	l.Append("", nil)
+	if !closed(ready) || !closed(c.Ready()) {
+		t.Error("not ready after an append")
+	}
+	var b Batch
+	if err := c.Read(&b, Budget{}); err != nil {
+		t.Fatal(err)
+	}
+	ready = c.Ready()
+	if closed(ready) {
+		t.Error("ready after all was read")
+	}
+	l.Wake()
+	if !closed(ready) {
+		t.Error("not ready after Wake")
+	}
+	if closed(c.Ready()) {
+		t.Error("Wake lasts")
+	}
+	c.Seek(Position{})
+	if !closed(c.Ready()) {
+		t.Error("not ready though there is a gap")
+	}
+}
+
+func TestWakeMakesArmedCursorsReadyAndNoOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Limits{})
+		p := NewPoller()
+		a, b := l.Cursor(l.Last(0), nil), l.Cursor(l.Last(0), nil)
+		b.Wake() // was never armed
+		p.Arm(a, b)
+		wait := func() (got []*Cursor) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			got = make([]*Cursor, 4)
+			n, _ := p.Wait(ctx, got)
+			return got[:n]
+		}
+		a.Wake()
+		a.Wake() // ready already
+		if got := wait(); !slices.Equal(got, []*Cursor{a}) {
+			t.Errorf("one was woken, Wait returned %d", len(got))
+		}
+		a.Wake() // not armed: nothing
+		if got := wait(); len(got) > 0 {
+			t.Error("a cursor that is not armed was woken")
+		}
+		p.Arm(a)
+		l.Wake()
+		if got := wait(); len(got) != 2 {
+			t.Errorf("all were woken, Wait returned %d", len(got))
+		}
+		p.Arm(a, b)
+		b.Close()
+		b.Wake()
+		l.Append("", nil)
+		if got := wait(); !slices.Equal(got, []*Cursor{a}) {
+			t.Errorf("one was closed, Wait returned %d", len(got))
+		}
+	})
+}
+
 // Anything at any time, from many goroutines: no cursor that is behind is
 // forgotten, none is returned twice or after it was closed.
 func TestPollersUnderStress(t *testing.T) {

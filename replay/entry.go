@@ -59,6 +59,19 @@ type Budget struct {
 	Bytes int64
 }
 
+// limits returns the budget with the defaults filled in; no limit is more entries
+// than there ever are, and a negative number of bytes.
+func (b Budget) limits() (entries uint64, bytes int64) {
+	entries, bytes = DefaultBatchEntries, DefaultBatchBytes
+	if b.Entries != 0 {
+		entries = uint64(b.Entries)
+	}
+	if b.Bytes != 0 {
+		bytes = b.Bytes
+	}
+	return entries, bytes
+}
+
 // A Batch is what one read returns. The zero value is ready to be read into. It
 // may be used again for the next read, which overwrites the slice Entries but not
 // what its entries refer to. It keeps the room for the largest batch that it has

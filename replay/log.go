@@ -4,6 +4,7 @@ import (
 	"maps"
 	"math/bits"
 	"math/rand/v2"
+	"sort"
 	"sync"
 	"time"
 	"weak"
@@ -225,6 +226,24 @@ func (l *Log) After(p Position, b *Batch, max Budget) error {
 	return l.read(p, b, max, false)
 }
 
+// Tail reads the newest entries into b, as many as there are within the budget.
+func (l *Log) Tail(b *Batch, max Budget) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	entries, bytes := max.limits()
+	n := int(min(entries, uint64(l.n)))
+	if bytes >= 0 && n > 1 { // one, and those before it that fit as well
+		n = 1 + sort.Search(n-1, func(k int) bool {
+			return l.total-l.meta[l.at(l.head.Seq-uint64(k)-1)].before > bytes
+		})
+	}
+	held := b.reset(l.last(n), l.head)
+	if n > 0 {
+		l.readAll(b.To.Seq, b, entries, -1)
+	}
+	b.release(held)
+}
+
 // now returns the time, for half of what time.Now costs: it reads the wall clock
 // only once a second.
 func (l *Log) now() time.Time {
@@ -294,14 +313,7 @@ func (l *Log) read(p Position, b *Batch, max Budget, conflate bool) error {
 		b.release(held)
 		return err
 	}
-	entries := uint64(DefaultBatchEntries)
-	if max.Entries != 0 {
-		entries = uint64(max.Entries) // negative is more than there ever are
-	}
-	bytes := int64(DefaultBatchBytes)
-	if max.Bytes != 0 {
-		bytes = max.Bytes
-	}
+	entries, bytes := max.limits()
 	if conflate {
 		l.readNewest(p.Seq, b, entries, bytes)
 	} else {

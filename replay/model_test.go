@@ -317,6 +317,8 @@ func (d *duel) step() error {
 		}
 	case n < 75:
 		return d.read(d.cursors[d.rnd.IntN(len(d.cursors))])
+	case n < 80:
+		return d.tail()
 	default:
 		return d.after()
 	}
@@ -432,6 +434,47 @@ func (d *duel) after() error {
 	want, wantErr := d.model.after(p, budget, false)
 	d.count(want, wantErr)
 	return compare(fmt.Sprintf("After(%+v, %+v)", p, budget), d.batch, err, want, wantErr)
+}
+
+func (d *duel) tail() error {
+	budget := d.budget()
+	if budget.Entries == 0 {
+		budget.Entries = 256
+	}
+	if budget.Bytes == 0 {
+		budget.Bytes = 65536
+	}
+	want := Batch{To: d.model.head, Head: d.model.head}
+	bytes := int64(0)
+	for i := len(d.model.stored) - 1; i >= 0; i-- {
+		e := d.model.stored[i].Entry
+		bytes += size(e)
+		if n := len(want.Entries); n > 0 && (budget.Entries > 0 && n == budget.Entries || budget.Bytes > 0 && bytes > budget.Bytes) {
+			break
+		}
+		want.Entries = append([]Entry{e}, want.Entries...)
+	}
+	d.log.Tail(&d.batch, budget)
+	if err := compare(fmt.Sprintf("Tail(%+v)", budget), d.batch, nil, want, nil); err != nil {
+		return err
+	}
+	p := d.position()
+	at, ok := d.log.At(p.Seq)
+	wantAt, wantOK := Position{}, false
+	if p.Seq == d.model.head.Seq {
+		wantAt, wantOK = d.model.head, true
+	} else if oldest := d.model.oldest(); p.Seq == oldest.Seq {
+		wantAt, wantOK = oldest, true
+	}
+	for _, e := range d.model.stored {
+		if e.Pos.Seq == p.Seq {
+			wantAt, wantOK = e.Pos, true
+		}
+	}
+	if at != wantAt || ok != wantOK {
+		return fmt.Errorf("At(%d) = %+v, %t, want %+v, %t", p.Seq, at, ok, wantAt, wantOK)
+	}
+	return nil
 }
 
 func (d *duel) read(c *Cursor) error {

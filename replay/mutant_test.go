@@ -43,6 +43,8 @@ func TestBugsPlantedInTheLogAreCaughtByTheModel(t *testing.T) {
 			Old: "gap.Oldest = l.last(allowed)", New: "_ = allowed"},
 		mutant.Mutant{Why: "a page stops at a duplicate", File: "log.go",
 			Old: "} else if v != Duplicate {", New: "} else {"},
+		mutant.Mutant{Why: "the tail is one entry too long", File: "log.go",
+			Old: "n = 1 + sort.Search(n-1,", New: "n = 2 + sort.Search(n-2,"},
 		mutant.Mutant{Why: "the cursor moves although there is a gap", File: "log.go",
 			Old: "held := b.reset(p, l.head)\n", New: "held := b.reset(l.head, l.head)\n"},
 	)
@@ -50,7 +52,11 @@ func TestBugsPlantedInTheLogAreCaughtByTheModel(t *testing.T) {
 
 // And these in what wakes readers are found by the other tests.
 func TestBugsPlantedInTheWakingAreCaught(t *testing.T) {
-	mutant.Run(t, "^Test(Next|All|Poller|Close|AReset|AWorker|Arm|Four|Conflation)",
+	mutant.Run(t, "^Test(Next|All|Poller|Close|AReset|AWorker|Arm|Four|Conflation|Ready|Wake)",
+		mutant.Mutant{Why: "Wake leaves a cursor parked", File: "poller.go",
+			Old: "	if armed && c.pos == c.log.head { // else", New: "	if armed && c.pos != c.log.head { // else"},
+		mutant.Mutant{Why: "Ready forgets that there is a gap", File: "cursor.go",
+			Old: "	if c.pos != c.log.head {\n		return readyNow", New: "	if c.pos.Epoch == c.log.head.Epoch && c.pos != c.log.head {\n		return readyNow"},
 		mutant.Mutant{Why: "those that wait are not woken", File: "poller.go",
 			Old: "		close(wake)\n", New: "		_ = wake\n"},
 		mutant.Mutant{Why: "parked cursors are forgotten", File: "poller.go",

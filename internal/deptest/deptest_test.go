@@ -17,8 +17,14 @@ const module = "github.com/holdfast-ws/holdfast"
 // table is the module's import table. A new package needs a row, with a reason
 // for everything in it. Examples may import all that is ours.
 var table = Table{
-	".":                nil,
-	"backoff":          nil,
+	".":                       nil,
+	"backoff":                 nil,
+	"backplane":               {"./replay"},
+	"backplane/backplanetest": {"./backplane", "./replay"},
+	"backplane/redisplane": {
+		"./backoff", "./backplane", "./replay", "github.com/redis/go-redis/v9",
+		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys", // which go-redis needs
+	},
 	"heartbeat":        nil,
 	"replay":           nil,
 	"internal/deptest": nil,
@@ -26,8 +32,9 @@ var table = Table{
 	"internal/memnet":  {"./backoff"}, // its tests run coder/websocket over it
 	"internal/mutant":  nil,
 	"internal/readme":  nil,
+	"internal/torture": {"./backplane", "./replay"},
 	"internal/wsrig":   nil,
-	"examples/...":     {"./backoff", "./heartbeat", "./replay", "github.com/coder/websocket"},
+	"examples/...":     {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket"},
 }
 
 // mayRequire are the only modules that may stand as direct requirements in the

@@ -81,6 +81,7 @@ var runBy = map[string]func(t *testing.T, line string){
 	"make test": inCI,
 	"go run ./examples/herd -clients 2000 -rate 50 -seed 7":            here,
 	"go run ./examples/sse":                                            serves,
+	"go test ./internal/torture -run Lossy -v":                         byGoTest,
 	"go run ./examples/zombies -plain":                                 tested,
 	"go run ./examples/herd":                                           inDemo,
 	"go mod init example.com/hello":                                    byTheStranger,
@@ -95,6 +96,15 @@ func inCI(t *testing.T, line string) {
 	line = strings.Replace(line, "make ", "make --no-print-directory ", 1)
 	if !slices.Contains(strings.Split(read(t, ".ci/run"), "\n"), line) {
 		t.Errorf(".ci/run does not run %q", line)
+	}
+}
+
+// byGoTest is for tests: go test ./... runs them.
+func byGoTest(t *testing.T, line string) {
+	words := strings.Fields(line)
+	out, err := command(root, "go test "+words[2]+" -list "+words[4]).CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "Test") {
+		t.Errorf("%s: there is no such test: %v\n%s", line, err, out)
 	}
 }
 

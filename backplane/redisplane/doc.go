@@ -1,0 +1,51 @@
+// Package redisplane is a backplane on Redis: standalone, with Sentinel, or a cluster.
+//
+//	client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
+//	defer client.Close()
+//	plane, err := redisplane.New(client, nil)
+//	if err != nil {
+//		return err // an option is not allowed
+//	}
+//	defer plane.Close()
+//	hub := backplane.New(plane, nil) // and from here on as with any other
+//	defer hub.Close(ctx)
+//
+// The nearest thing is Publish and Subscribe of the client itself. That loses what is
+// published while a connection is broken, without telling anybody, and has no past.
+//
+// # Delivery
+//
+// What package backplane promises holds on Redis, whose replication and Pub/Sub
+// promise less: a connection that breaks, or carries nothing any more, is found and
+// what was missed is read. When Redis loses data (a failover to a replica that had
+// not got all, a restart without persistence, FLUSHALL, eviction, an old snapshot)
+// those who had seen what is gone are told, and those who had not go on.
+//
+// How much Redis loses is for its configuration to decide: persistence, replicas, and
+// maxmemory-policy noeviction if it is shared with a cache.
+//
+// # Cost
+//
+// A message is one script call, which numbers, stores, bounds, looks for its ID and
+// announces. Those that are published at the same time share a call. A topic takes
+// its messages and some 300 bytes; all keys have a time to live. A node has one
+// connection for live messages (in a cluster one for each partition), and uses the
+// client's pool for all else.
+//
+// # Failures
+//
+// A connection for live messages that carries nothing is replaced after twice Probe,
+// 6 s by default, at the latest. Appends are told apart as the contract says: refused
+// by Redis, or never sent, is NotStored; no answer is Unknown. Either wraps
+// [backplane.ErrUnavailable].
+//
+// # Concurrency
+//
+// A [Plane] is for all goroutines of a process.
+//
+// # Limits
+//
+// Redis 6.2 or newer, 7.0 for a cluster. The scripts use keys that they build from the
+// one they are given, in the same slot: proxies that forbid this do not work.
+// Messages are read from the master only.
+package redisplane

@@ -1,0 +1,380 @@
+package redisplane
+
+import (
+	"context"
+	crand "crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+// Defaults of [Options].
+const (
+	DefaultPrefix          = "holdfast:"
+	DefaultIdentity        = 24 * time.Hour
+	DefaultIDWindow        = 2 * time.Minute
+	DefaultProbe           = 3 * time.Second
+	DefaultTimeout         = 5 * time.Second
+	DefaultMaxAnnouncement = 16 << 10
+	DefaultPartitions      = 64 // in a cluster; 1 otherwise
+)
+
+// Options are the choices for a [Plane]. Nil means all defaults. All nodes of a
+// service must have the same, but for Probe, Timeout and Logger.
+type Options struct {
+	// Prefix begins the names of all keys and channels. It must not contain { or }.
+	// Give Redis users no more than ~<prefix>* and &<prefix>*. Empty means
+	// DefaultPrefix.
+	Prefix string
+
+	// Limits returns how much history Redis keeps of a topic. At least that is
+	// kept, and up to a sixteenth more; what is kept for longer than Age is gone a
+	// sixteenth of that and a second later. Entries and Bytes may be negative for
+	// no limit, Age may not: nothing stays in Redis for ever. It is called for
+	// each append and must be quick. Nil means the defaults of replay.Limits.
+	Limits func(topic string) replay.Limits
+
+	// Identity is how long Redis remembers how far the numbers of a topic have got
+	// to which nothing is appended and which no Hub follows. Who comes back later
+	// gets a Reset. It must be at least ten minutes, and more than any Age. Zero
+	// means DefaultIdentity.
+	Identity time.Duration
+
+	// IDWindow is how long the ID of a message is remembered, at about 200 bytes
+	// each. At least a second. Zero means DefaultIDWindow.
+	IDWindow time.Duration
+
+	// Partitions is the number of hash slots that topics are spread over, in a
+	// cluster. Each takes one connection for live messages on each node. Who
+	// changes it begins anew. 1 to 4096; not used without a cluster. Zero means
+	// DefaultPartitions.
+	Partitions int
+
+	// MaxAnnouncement is the length of an entry, in bytes, above which live
+	// messages only say that there is one. Zero means DefaultMaxAnnouncement.
+	MaxAnnouncement int
+
+	// Probe is how often each connection for live messages is tried, through the
+	// way that publishing takes. One that does not carry the answer within another
+	// Probe is replaced: so it is found after twice that at most. Zero means
+	// DefaultProbe. At least 10 ms.
+	Probe time.Duration
+
+	// Timeout is how long a call may take that has no sooner deadline. The client's
+	// own timeouts also count. Zero means DefaultTimeout. At least 10 ms.
+	Timeout time.Duration
+
+	// Logger gets what an operator wants to know, and never what messages contain.
+	// Nil means no log.
+	Logger *slog.Logger
+}
+
+// A Plane is a [backplane.Backplane] on Redis. Make one with [New] for each
+// process. It is safe for concurrent use.
+type Plane struct {
+	client  redis.UniversalClient
+	opts    Options
+	cluster bool
+	publish string // the command
+	node    string // names this Plane in its probes
+	parts   []*part
+	log     *slog.Logger
+	count   counters
+
+	ctx    context.Context // ends in Close
+	cancel context.CancelFunc
+
+	mu       sync.Mutex // guards all below
+	closed   bool
+	wg       sync.WaitGroup // Add only while not closed
+	watchers map[*watcher]bool
+}
+
+var (
+	_ backplane.Backplane          = (*Plane)(nil)
+	_ backplane.Header             = (*Plane)(nil)
+	_ backplane.EphemeralPublisher = (*Plane)(nil)
+)
+
+//go:embed append.lua
+var appendSource string
+
+//go:embed read.lua
+var readSource string
+
+var (
+	appendScript = redis.NewScript(appendSource)
+	readScript   = redis.NewScript(readSource)
+)
+
+// New returns a Plane on client, which remains the caller's to close, after the
+// Plane. It may be a *redis.Client, also one made for Sentinel, or a
+// *redis.ClusterClient that reads from masters.
+//
+// It does not connect: whether Redis is there and new enough is found out by the
+// first call, or by [Plane.Ping]. The only error is an [*backplane.InputError] that
+// names the option that is not allowed.
+func New(client redis.UniversalClient, opts *Options) (*Plane, error) {
+	p := &Plane{client: client, publish: "PUBLISH", node: crand.Text(), watchers: map[*watcher]bool{}}
+	if opts != nil {
+		p.opts = *opts
+	}
+	switch c := client.(type) {
+	case *redis.Client:
+		if c == nil {
+			return nil, &backplane.InputError{Field: "client", Reason: "is nil"}
+		}
+		if p.opts.Partitions == 0 {
+			p.opts.Partitions = 1
+		}
+	case *redis.ClusterClient:
+		if c == nil {
+			return nil, &backplane.InputError{Field: "client", Reason: "is nil"}
+		}
+		if c.Options().ReadOnly {
+			return nil, &backplane.InputError{Field: "client", Reason: "reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), which lag behind"}
+		}
+		p.cluster = true
+		p.publish = "SPUBLISH"
+	default:
+		return nil, &backplane.InputError{Field: "client", Reason: fmt.Sprintf("is a %T, want a *redis.Client or *redis.ClusterClient", client)}
+	}
+	if err := p.opts.fill(); err != nil {
+		return nil, err
+	}
+	if !p.cluster {
+		p.opts.Partitions = 1
+	}
+	for _, tag := range tags(p.opts.Partitions) {
+		p.parts = append(p.parts, &part{plane: p, prefix: p.opts.Prefix + "{" + tag + "}"})
+	}
+	p.log = p.opts.Logger
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p, nil
+}
+
+// fill sets defaults and refuses what is not allowed.
+func (o *Options) fill() error {
+	def := func(d *time.Duration, to time.Duration) {
+		if *d == 0 {
+			*d = to
+		}
+	}
+	def(&o.Identity, DefaultIdentity)
+	def(&o.IDWindow, DefaultIDWindow)
+	def(&o.Probe, DefaultProbe)
+	def(&o.Timeout, DefaultTimeout)
+	if o.Prefix == "" {
+		o.Prefix = DefaultPrefix
+	}
+	if o.Limits == nil {
+		o.Limits = func(string) replay.Limits { return replay.Limits{} }
+	}
+	if o.Partitions == 0 {
+		o.Partitions = DefaultPartitions
+	}
+	if o.MaxAnnouncement == 0 {
+		o.MaxAnnouncement = DefaultMaxAnnouncement
+	}
+	bad := func(field, reason string) error { return &backplane.InputError{Field: field, Reason: reason} }
+	switch {
+	case strings.ContainsAny(o.Prefix, "{}"):
+		return bad("Prefix", "contains a brace")
+	case o.Identity < 10*time.Minute:
+		return bad("Identity", fmt.Sprintf("is %v, less than 10m", o.Identity))
+	case o.IDWindow < time.Second:
+		return bad("IDWindow", fmt.Sprintf("is %v, less than 1s", o.IDWindow))
+	case o.Partitions < 1 || o.Partitions > 4096:
+		return bad("Partitions", fmt.Sprintf("is %d, want 1 to 4096", o.Partitions))
+	case o.MaxAnnouncement < 0:
+		return bad("MaxAnnouncement", "is negative")
+	case o.Probe < 10*time.Millisecond:
+		return bad("Probe", fmt.Sprintf("is %v, less than 10ms", o.Probe))
+	case o.Timeout < 10*time.Millisecond:
+		return bad("Timeout", fmt.Sprintf("is %v, less than 10ms", o.Timeout))
+	}
+	return nil
+}
+
+// noLimit stands for no limit in the scripts.
+const noLimit = 1 << 50
+
+// limits returns what a topic keeps, with defaults.
+func (p *Plane) limits(topic string) (entries, bytes int64, age time.Duration, err error) {
+	l := p.opts.Limits(topic)
+	entries, bytes, age = int64(l.Entries), l.Bytes, l.Age
+	if entries == 0 {
+		entries = replay.DefaultEntries
+	}
+	if bytes == 0 {
+		bytes = replay.DefaultBytes
+	}
+	if age == 0 {
+		age = replay.DefaultAge
+	}
+	if entries < 0 {
+		entries = noLimit
+	}
+	if bytes < 0 {
+		bytes = noLimit
+	}
+	switch {
+	case age < time.Millisecond:
+		err = &backplane.InputError{Field: "Limits", Reason: fmt.Sprintf("of topic %q have the Age %v, want a millisecond or more", topic, age)}
+	case age+age/16+time.Second > p.opts.Identity:
+		err = &backplane.InputError{Field: "Limits", Reason: fmt.Sprintf("of topic %q have the Age %v, longer than Identity", topic, age)}
+	}
+	return entries, bytes, age, err
+}
+
+// part returns the partition of a topic.
+func (p *Plane) part(topic string) *part {
+	if len(p.parts) == 1 {
+		return p.parts[0]
+	}
+	return p.parts[partition(topic, len(p.parts))]
+}
+
+// begin reports whether the Plane is open. If so, wg.Done must follow.
+func (p *Plane) begin() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.wg.Add(1)
+	}
+	return !p.closed
+}
+
+// Close implements [backplane.Backplane]. Calls that are on their way to Redis are
+// waited for, for no longer than Timeout and the timeouts of the client.
+func (p *Plane) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	var all []*watcher
+	for w := range p.watchers {
+		all = append(all, w)
+	}
+	p.mu.Unlock()
+	p.cancel()
+	for _, w := range all {
+		w.Close()
+	}
+	p.wg.Wait()
+	return nil
+}
+
+// do makes a call that may be slow to notice that ctx is done: on a goroutine of its
+// own, which Close waits for.
+func do[T any](p *Plane, ctx context.Context, f func(ctx context.Context) (T, error)) (T, error) {
+	var none T
+	if ctx.Err() != nil {
+		return none, context.Cause(ctx)
+	}
+	if !p.begin() {
+		return none, backplane.ErrClosed
+	}
+	type result struct {
+		value T
+		err   error
+	}
+	call, cancel := context.WithTimeout(p.ctx, p.opts.Timeout)
+	stop := context.AfterFunc(ctx, cancel)
+	done := make(chan result, 1)
+	go func() {
+		defer p.wg.Done()
+		defer cancel()
+		defer stop()
+		value, err := f(call)
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil && p.ctx.Err() != nil {
+			return none, backplane.ErrClosed
+		}
+		return r.value, r.err
+	case <-ctx.Done():
+		return none, context.Cause(ctx)
+	}
+}
+
+// Ping reports whether Redis can be reached now and is new enough (6.2, or 7.0 for a
+// cluster): nil, or an error that wraps backplane.ErrUnavailable or says what is
+// wrong. It is for readiness checks.
+func (p *Plane) Ping(ctx context.Context) error {
+	_, err := do(p, ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.check(ctx) })
+	return err
+}
+
+func (p *Plane) check(ctx context.Context) error {
+	info, err := p.client.Info(ctx, "server").Result()
+	if err != nil {
+		return unavailable(err)
+	}
+	return p.checkVersion(info)
+}
+
+// checkVersion looks for the version in the answer to INFO.
+func (p *Plane) checkVersion(info string) error {
+	_, after, ok := strings.Cut(info, "redis_version:")
+	version, _, _ := strings.Cut(after, "\r\n")
+	parts := strings.Split(version, ".")
+	if !ok || len(parts) < 2 {
+		return fmt.Errorf("redisplane: Redis does not tell its version")
+	}
+	major, err1 := strconv.Atoi(parts[0])
+	minor, err2 := strconv.Atoi(parts[1])
+	want, wantMinor := 6, 2
+	if p.cluster {
+		want, wantMinor = 7, 0
+	}
+	if errors.Join(err1, err2) != nil || major < want || major == want && minor < wantMinor {
+		return fmt.Errorf("redisplane: Redis %s is older than %d.%d", version, want, wantMinor)
+	}
+	return nil
+}
+
+// unavailable marks an error as one of the way to Redis.
+func unavailable(err error) error {
+	return fmt.Errorf("redisplane: %w: %w", backplane.ErrUnavailable, err)
+}
+
+// Stats are counts since the Plane was made.
+type Stats struct {
+	Appends       uint64 // messages appended, duplicates included
+	Batches       uint64 // script calls that did it
+	Failed        uint64 // messages whose append failed
+	Reads         uint64
+	Announcements uint64 // received
+	Malformed     uint64 // announcements that are not ours
+	Interruptions uint64 // of connections for live messages
+	Probes        uint64 // answered
+}
+
+type counters struct {
+	appends, batches, failed, reads, announcements, malformed, interruptions, probes atomic.Uint64
+}
+
+// Stats returns a snapshot.
+func (p *Plane) Stats() Stats {
+	c := &p.count
+	return Stats{
+		Appends: c.appends.Load(), Batches: c.batches.Load(), Failed: c.failed.Load(), Reads: c.reads.Load(),
+		Announcements: c.announcements.Load(), Malformed: c.malformed.Load(),
+		Interruptions: c.interruptions.Load(), Probes: c.probes.Load(),
+	}
+}

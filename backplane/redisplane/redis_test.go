@@ -1,0 +1,175 @@
+package redisplane
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/backplane/backplanetest"
+	"github.com/holdfast-ws/holdfast/internal/faultproxy"
+	"github.com/holdfast-ws/holdfast/internal/leak"
+	"github.com/holdfast-ws/holdfast/internal/redistest"
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv("REDIS_LOG") == "" {
+		logging.Disable()
+	}
+	leak.Main(m)
+}
+
+// quick has short times, so that tests need not wait.
+func quick(entries int) *Options {
+	limits := replay.Limits{Entries: entries, Bytes: -1}
+	return &Options{
+		Probe: 200 * time.Millisecond, Timeout: 2 * time.Second,
+		Limits: func(string) replay.Limits { return limits },
+	}
+}
+
+func options(addr string) *redis.Options {
+	return &redis.Options{
+		Addr: addr, DialTimeout: time.Second, ReadTimeout: time.Second, WriteTimeout: time.Second, MaxRetries: 1, DialerRetries: 1,
+		DisableIdentity: true,
+	}
+}
+
+// connect returns a Plane and its client, closed when the test ends.
+func connect(t testing.TB, addr string, opts *Options) (*Plane, *redis.Client) {
+	t.Helper()
+	client := redis.NewClient(options(addr))
+	plane, err := New(client, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { plane.Close(); client.Close() })
+	return plane, client
+}
+
+// must runs a command on a server.
+func must(t testing.TB, s *redistest.Server, cmd string) string {
+	t.Helper()
+	answer, err := s.Do(cmd)
+	if err != nil {
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	return answer
+}
+
+const entries = 64
+
+// A dump is everything in a Redis: what a snapshot on disk would have.
+type dump map[string][2]string // name to serialised value and time to live
+
+func save(t testing.TB, c redis.UniversalClient) dump {
+	t.Helper()
+	d := dump{}
+	keys, err := c.Keys(context.Background(), "*").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		value, err := c.Dump(context.Background(), key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ttl, err := c.PTTL(context.Background(), key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d[key] = [2]string{value, fmt.Sprint(max(1, ttl.Milliseconds()))}
+	}
+	return d
+}
+
+func (d dump) restore(t testing.TB, c redis.UniversalClient) {
+	t.Helper()
+	if err := c.FlushAll(context.Background()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for key, v := range d {
+		if err := c.Do(context.Background(), "RESTORE", key, v[1], v[0]).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// evict deletes the keys of a topic that are of one kind.
+func evict(t testing.TB, c redis.UniversalClient, prefix, kind, topic string) {
+	t.Helper()
+	keys, err := c.Keys(context.Background(), "*").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, key := range keys {
+		if strings.HasPrefix(key, prefix+kind) && strings.HasSuffix(key, ":"+topic) {
+			n++
+			if err := c.Del(context.Background(), key).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n == 0 {
+		t.Fatalf("there is no key %s%s…:%s in %q", prefix, kind, topic, keys)
+	}
+}
+
+// standalone is a harness with every fault.
+func standalone(t testing.TB) *backplanetest.Harness {
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always", "--repl-ping-replica-period", "1")
+	proxy, err := faultproxy.New(server.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Close)
+	admin := redis.NewClient(options(server.Addr()))
+	t.Cleanup(func() { admin.Close() })
+	prefix := DefaultPrefix + "{0}"
+	return &backplanetest.Harness{
+		Open: func() backplane.Backplane {
+			plane, _ := connect(t, proxy.Addr(), quick(entries))
+			return plane
+		},
+		Entries: entries,
+		Slack:   entries / 8,
+		Restart: func() { server.Kill(); server.Restart(t) },
+		Flush:   func() { must(t, server, "FLUSHALL") },
+		Save: func() func() {
+			d := save(t, admin)
+			return func() { d.restore(t, admin) }
+		},
+		Evict:        func(topic string) { evict(t, admin, prefix, "m", topic) },
+		EvictEntries: func(topic string) { evict(t, admin, prefix, "s", topic) },
+		Expire:       func(topic string) { evict(t, admin, prefix, "s", topic) },
+		Cut:          proxy.ResetAll,
+		HalfOpen: func() func() {
+			proxy.HoleUp.Store(true)
+			proxy.HoleDown.Store(true)
+			return func() {
+				proxy.ResetAll()
+				proxy.Heal()
+			}
+		},
+		Refuse: func() func() {
+			proxy.Refuse.Store(true)
+			proxy.ResetAll()
+			return proxy.Heal
+		},
+	}
+}
+
+func TestStandaloneRedisConforms(t *testing.T) { backplanetest.Run(t, standalone) }
+
+var _ = hex.EncodeToString
+var _ sync.Mutex
