@@ -52,7 +52,8 @@ const (
 // # Errors
 //
 // An error that wraps [ErrUnavailable] says that the backplane cannot be reached or
-// cannot do its work now: try again later. [ErrClosed] says that Close was called.
+// cannot do its work now, whatever the reason: try again later. One that a call
+// returns because its context is done need not. [ErrClosed] says that Close was called.
 // Anything else is for the log.
 //
 // # More abilities
@@ -141,7 +142,8 @@ type Sink interface {
 // told of. It reads each topic for that if it has to.
 type Header interface {
 	// Heads returns the head of each topic, in the order given, as Read would, or
-	// the zero Position for one of which nothing is known. A topic whose head is
+	// the zero Position for one that cannot be reached or of which nothing is
+	// known; and an error only if none can be reached. A topic whose head is
 	// asked for or that is read must not be forgotten, even if nothing is appended
 	// to it, for a minute at least.
 	Heads(ctx context.Context, topics []string) ([]replay.Position, error)

@@ -93,8 +93,10 @@ type Hub struct {
 	work    []*topic   // to be read, in this order
 	workers int
 	toWatch []*topic
-	toDrop  []string // no longer to be watched
-	watches bool     // a goroutine sees to toWatch and toDrop
+	toDrop  []string        // no longer to be watched
+	adding  map[string]bool // names in calls of Add that are under way
+	adds    int             // of these calls
+	alone   int             // of these, for a topic whose last one has failed
 
 	dirty chan struct{} // holds a token if a sweep is wanted now
 	count counters
@@ -109,13 +111,16 @@ const (
 	maxWatch    = 1024                  // topics in one Add
 	maxHeads    = 512                   // topics in one Heads
 	maxEarly    = 256                   // hints kept for a topic that cannot be inserted yet
+	maxAdds     = 8                     // calls of Add at the same time
+
+	maxEarlyBytes = 1 << 20
 )
 
 // New returns a Hub on bp, which remains the caller's to close, after the Hub. It
 // does not wait for bp: a backplane that is away is tried again, for as long as
 // somebody wants something of it.
 func New(bp Backplane, opts *Options) *Hub {
-	h := &Hub{bp: bp, topics: map[string]*topic{}, dirty: make(chan struct{}, 1)}
+	h := &Hub{bp: bp, topics: map[string]*topic{}, adding: map[string]bool{}, dirty: make(chan struct{}, 1)}
 	if opts != nil {
 		h.opts = *opts
 	}

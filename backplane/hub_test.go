@@ -946,6 +946,7 @@ func TestAForkIsNoticedOnALiveLink(t *testing.T) {
 			t.Errorf("stats: %+v", st)
 		}
 		publish(t, h, "x", "4'")
+		time.Sleep(grace) // hints only ring, for a while
 		gets(t, s, "4'")
 		gets(t, slow, "4'")
 	})
@@ -1028,6 +1029,7 @@ func TestHintsOfAHistoryThatIsGoneAreNotDelivered(t *testing.T) {
 		b.sinks[0].Entry("x", old)
 		gets(t, s, "")
 		publish(t, h, "x", "2'") // nevertheless no new one waits for the end of the distrust
+		time.Sleep(grace)
 		gets(t, s, "2'")
 		time.Sleep(distrust)
 		n := b.readsOf(func() { publish(t, h, "x", "3'") })
@@ -1264,7 +1266,7 @@ func TestNoWaitIsLongerThanItsContext(t *testing.T) {
 	calls := map[string]func(b *tap){
 		"Add": func(b *tap) {
 			b.onAdd = func(ctx context.Context, topics []string, do func() error) error {
-				if topics[0] == "slow" {
+				if strings.HasPrefix(topics[0], "slow") {
 					return hang(ctx)
 				}
 				return do()
@@ -1376,18 +1378,20 @@ func TestATopicIsNotWatchedWhenNobodyWantsItAnyMore(t *testing.T) {
 		h := hub(t, b, &Options{Sweep: -1, Linger: -1})
 		b.set(func() {
 			b.onAdd = func(_ context.Context, topics []string, do func() error) error {
-				if topics[0] == "slow" {
+				if strings.HasPrefix(topics[0], "slow") {
 					time.Sleep(5 * time.Second)
 				}
 				return do()
 			}
 		})
-		go func() {
-			if s, err := h.Subscribe(context.Background(), "slow", nil); err == nil {
-				defer s.Close()
-			}
-		}()
-		synctest.Wait()
+		for i := range maxAdds { // all calls at a time are under way
+			go func() {
+				if s, err := h.Subscribe(context.Background(), "slow"+strconv.Itoa(i), nil); err == nil {
+					defer s.Close()
+				}
+			}()
+			synctest.Wait()
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := h.Subscribe(ctx, "x", nil); err == nil {

@@ -3,6 +3,7 @@ package backplane
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -16,8 +17,9 @@ const (
 
 // An Outbox keeps messages in memory that are published while the backplane is
 // away, until it is back. For a topic they keep their order, and messages that are
-// published meanwhile go behind them. Each keeps its ID, so that one which was
-// stored although its first try failed is not stored again.
+// published meanwhile go behind them; once it is back, Publish waits for those before
+// its own. Each keeps its ID, so that one which was stored although its first try
+// failed is not stored again.
 //
 // They are lost if the process ends without [Hub.Close].
 type Outbox struct {
@@ -34,31 +36,64 @@ type Outbox struct {
 	// Done is told what became of each message that was Queued: Committed,
 	// Duplicate, or NotStored or Unknown with the error, which is ErrExpired for
 	// one that got too old and ErrClosed for one that was there at the end. It is
-	// called by one goroutine at a time, in a topic's order, and the outbox waits
-	// for it. It must not call Close. Nil means that nobody is told but the Logger.
+	// called in a topic's order, for several topics possibly at the same time, and
+	// Close waits for it. It may publish; it must not call Close. Nil means that
+	// nobody is told but the Logger.
 	Done func(topic string, m Message, r Receipt, err error)
 }
 
 type outbox struct {
 	hub  *Hub
 	opts Outbox
+	wg   sync.WaitGroup // of the goroutines that send
 
-	mu      sync.Mutex // guards all below
-	queue   []*queued  // oldest first
-	topics  map[string]int
+	mu      sync.Mutex // guards all below, and all queues; Hub.workMu may be taken under it
+	queues  map[string]*topicQueue
+	n       int
 	bytes   int64
-	running bool
+	ready   []*topicQueue // to be sent, in this order
+	senders int
 	closing bool          // no more is queued
-	hurry   chan struct{} // holds a token when the next pass is not to wait
-	empty   chan struct{} // closed when the goroutine has ended after closing
+	empty   chan struct{} // closed when nothing is left after closing
+
+	// Queues whose last try found the backplane away are tried a few at a time, in
+	// turn: not all of thousands when all will fail, and not the same ones always.
+	away     []*topicQueue
+	timer    *time.Timer // of the next round; nil during one, and when none is needed
+	trying   int         // queues of this round that have not been tried yet
+	success  bool        // of one of this round
+	width    int         // of the next round
+	failures int         // rounds in a row without success
+}
+
+// minWidth is how many queues a round has if none of the last succeeded.
+const minWidth = 4
+
+// A topicQueue is what waits for one topic.
+type topicQueue struct {
+	topic   string
+	items   []*queued // oldest first
+	away    bool      // the last try found the backplane away
+	busy    bool      // it is in ready or in away, or being sent
+	round   bool      // it is tried in this round
+	told    []*queued // final, and Done is to be told of them
+	telling bool      // a goroutine does
 }
 
 type queued struct {
-	topic string
-	m     Message
-	at    time.Time
-	last  Receipt // of the latest try
+	m    Message
+	at   time.Time
+	last Receipt // of the latest try
+	err  error
+
+	// Publish waits for this one. It is closed when that ends: final, or because
+	// the backplane is away again.
+	wait  chan struct{}
+	final bool
 }
+
+// maxSenders is for how many topics messages are sent at the same time.
+const maxSenders = 8
 
 func (q *queued) size() int64 { return int64(len(q.m.Data) + len(q.m.Key) + len(q.m.ID)) }
 
@@ -72,167 +107,314 @@ func newOutbox(h *Hub, opts Outbox) *outbox {
 	if opts.Age == 0 {
 		opts.Age = DefaultOutboxAge
 	}
-	return &outbox{hub: h, opts: opts, topics: map[string]int{}, hurry: make(chan struct{}, 1), empty: make(chan struct{})}
+	return &outbox{hub: h, opts: opts, queues: map[string]*topicQueue{}, empty: make(chan struct{})}
 }
 
 // publish is Publish with the outbox behind it.
 func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt, error) {
-	q := &queued{topic: topic, m: m, at: time.Now(), last: Receipt{Outcome: NotStored, ID: m.ID}}
+	item := &queued{m: m, at: time.Now(), last: Receipt{Outcome: NotStored, ID: m.ID}}
 	o.mu.Lock()
-	behind := o.topics[topic] > 0
+	behind := o.queues[topic] != nil
 	o.mu.Unlock()
 	var err error = ErrUnavailable
 	if !behind {
-		q.last, err = o.hub.append(ctx, topic, m)
+		item.last, err = o.hub.append(ctx, topic, m)
 		if err == nil || !errors.Is(err, ErrUnavailable) {
-			return q.last, err
+			return item.last, err
 		}
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	switch {
 	case o.closing:
-		return q.last, err
-	case o.opts.Messages >= 0 && len(o.queue) >= o.opts.Messages,
-		o.opts.Bytes >= 0 && o.bytes+q.size() > o.opts.Bytes:
-		return q.last, errors.Join(ErrOutboxFull, err)
+		o.mu.Unlock()
+		return item.last, err
+	case o.opts.Messages >= 0 && o.n >= o.opts.Messages, o.opts.Bytes >= 0 && o.bytes+item.size() > o.opts.Bytes:
+		o.mu.Unlock()
+		return item.last, errors.Join(ErrOutboxFull, err)
 	}
-	o.queue = append(o.queue, q)
-	o.topics[topic]++
-	o.bytes += q.size()
-	if !o.running {
-		o.running = true
-		o.hub.workMu.Lock()
-		o.hub.spawn(o.run)
-		o.hub.workMu.Unlock()
+	q := o.queues[topic]
+	if q == nil {
+		q = &topicQueue{topic: topic}
+		o.queues[topic] = q
+	}
+	q.items = append(q.items, item)
+	o.n++
+	o.bytes += item.size()
+	switch {
+	case q.busy:
+	case behind: // it was, and Done may still be told of those before
+		o.soon(q)
+	default:
+		q.busy, q.away = true, true
+		o.away = append(o.away, q)
+		o.plan()
+	}
+	if q.away {
+		o.mu.Unlock()
+		return Receipt{Outcome: Queued, ID: m.ID}, nil
+	}
+	// The backplane is back, and this message only waits for those before it. Who
+	// publishes waits with it: otherwise the queue might never become empty.
+	item.wait = make(chan struct{})
+	wait := item.wait
+	o.mu.Unlock()
+	select {
+	case <-wait:
+	case <-ctx.Done():
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	item.wait = nil
+	if item.final {
+		return item.last, item.err
 	}
 	return Receipt{Outcome: Queued, ID: m.ID}, nil
 }
 
-// run sends what is queued until there is no more.
-func (o *outbox) run() {
-	failures := 0
+// soon has a queue sent. The lock is held.
+func (o *outbox) soon(q *topicQueue) {
+	q.busy = true
+	o.ready = append(o.ready, q)
+	if o.senders < maxSenders && o.hub.ctx.Err() == nil {
+		o.senders++
+		o.wg.Go(o.send)
+	}
+}
+
+// plan has the next round begin after a pause, if one is needed. The lock is held.
+func (o *outbox) plan() {
+	if o.timer == nil && o.trying == 0 && len(o.away) > 0 && o.hub.ctx.Err() == nil {
+		o.timer = time.AfterFunc(pause(o.failures), o.round)
+	}
+}
+
+// round tries some of those for which the backplane was away.
+func (o *outbox) round() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.timer == nil {
+		return
+	}
+	o.timer, o.success = nil, false
+	n := min(max(o.width, minWidth), len(o.away))
+	o.trying = n
+	for _, q := range o.away[:n] {
+		q.round = true
+		o.soon(q)
+	}
+	o.away = slices.Delete(o.away, 0, n)
+}
+
+// tried counts the first try of a queue in a round. The lock is held.
+func (o *outbox) tried(q *topicQueue, success bool) {
+	if !q.round {
+		return
+	}
+	q.round = false
+	o.success = o.success || success
+	if o.trying--; o.trying > 0 {
+		return
+	}
+	if o.success {
+		o.width, o.failures = 2*max(o.width, minWidth), 0
+	} else {
+		o.width = minWidth
+		o.failures++
+	}
+	o.plan()
+}
+
+// hurry has a round begin now.
+func (o *outbox) hurry() {
+	o.mu.Lock()
+	wait := o.timer != nil && o.timer.Stop()
+	o.mu.Unlock()
+	if wait {
+		o.round()
+	}
+}
+
+// send sends queues as long as there are any.
+func (o *outbox) send() {
 	for {
-		if o.pass() {
-			failures = 0
-		}
-		failures++
 		o.mu.Lock()
-		if len(o.queue) == 0 || o.hub.ctx.Err() != nil {
-			o.running = false
-			if o.closing {
-				close(o.empty)
-			}
+		if len(o.ready) == 0 || o.hub.ctx.Err() != nil {
+			o.senders--
 			o.mu.Unlock()
 			return
 		}
+		q := o.ready[0]
+		o.ready = o.ready[1:]
 		o.mu.Unlock()
-		wait := time.NewTimer(pause(failures))
-		select {
-		case <-wait.C:
-		case <-o.hurry:
-		case <-o.hub.ctx.Done():
+		more := true
+		for n := 0; more && n < 64; n++ { // and then it is another's turn
+			more = o.sendFirst(q)
 		}
-		wait.Stop()
-	}
-}
-
-// maxAway is how many topics may fail until a pass gives up: the others probably
-// would too.
-const maxAway = 4
-
-// pass tries each message in turn, but none of a topic of which one has failed. It
-// reports whether one was stored.
-func (o *outbox) pass() (stored bool) {
-	away := map[string]bool{}
-	for i := 0; ; {
-		o.mu.Lock()
-		if i >= len(o.queue) || o.hub.ctx.Err() != nil {
+		if more {
+			o.mu.Lock()
+			o.ready = append(o.ready, q)
 			o.mu.Unlock()
-			return stored
 		}
-		q := o.queue[i]
-		o.mu.Unlock()
-		var err error
-		switch {
-		case o.opts.Age >= 0 && time.Since(q.at) >= o.opts.Age:
-			err = ErrExpired
-		case away[q.topic] || len(away) >= maxAway:
-			i++
-			continue
-		default:
-			ctx, cancel := o.hub.call()
-			var r Receipt
-			r, err = o.hub.append(ctx, q.topic, q.m)
-			late := ctx.Err() != nil // a backplane that hangs is away too, as in Close
-			cancel()
-			stored = stored || err == nil
-			if err == nil || r.Outcome == Unknown {
-				q.last = r // an earlier try may have been stored: Unknown remains
-			}
-			if err != nil && (late || errors.Is(err, ErrUnavailable)) {
-				away[q.topic] = true
-				i++
-				continue
+	}
+}
+
+// sendFirst sends the oldest message of a queue. It reports whether to go on with the
+// next, and else sees to it that somebody does who has to.
+func (o *outbox) sendFirst(q *topicQueue) bool {
+	o.mu.Lock()
+	item := q.items[0]
+	expired := o.opts.Age >= 0 && time.Since(item.at) >= o.opts.Age
+	o.mu.Unlock()
+	r, err := item.last, error(ErrExpired)
+	away := false
+	if !expired {
+		ctx, cancel := o.hub.call()
+		r, err = o.hub.append(ctx, q.topic, item.m)
+		away = err != nil && (ctx.Err() != nil || errors.Is(err, ErrUnavailable))
+		cancel()
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err == nil || r.Outcome == Unknown {
+		item.last = r // an earlier try may have been stored: Unknown remains
+	}
+	if away {
+		q.away = true
+		o.away = append(o.away, q)
+		for _, item := range q.items {
+			if item.wait != nil {
+				close(item.wait)
+				item.wait = nil
 			}
 		}
+		o.tried(q, false)
+		o.plan()
+		return false
+	}
+	if !expired {
+		q.away = false
+		o.tried(q, true)
+	}
+	if o.finish(item, err) {
+		q.told = append(q.told, item)
+		if !q.telling {
+			q.telling = true
+			o.wg.Go(func() { o.tell(q) })
+		}
+	}
+	q.items[0] = nil
+	if q.items = q.items[1:]; len(q.items) > 0 {
+		return true
+	}
+	q.busy = false
+	o.tried(q, true) // all that was left has expired
+	o.forget(q)
+	return false
+}
+
+// tell tells Done, in order, while the next messages are already sent.
+func (o *outbox) tell(q *topicQueue) {
+	for {
 		o.mu.Lock()
-		o.remove(i)
+		if len(q.told) == 0 {
+			q.telling = false
+			o.forget(q)
+			o.mu.Unlock()
+			return
+		}
+		item := q.told[0]
+		q.told = q.told[1:]
 		o.mu.Unlock()
-		o.done(q, err)
+		o.done(q.topic, item)
 	}
 }
 
-// remove takes out message i. The lock is held.
-func (o *outbox) remove(i int) {
-	q := o.queue[i]
-	copy(o.queue[i:], o.queue[i+1:])
-	o.queue[len(o.queue)-1] = nil
-	o.queue = o.queue[:len(o.queue)-1]
-	o.bytes -= q.size()
-	if o.topics[q.topic]--; o.topics[q.topic] == 0 {
-		delete(o.topics, q.topic)
+// forget drops a queue in which there is nothing any more. The lock is held.
+func (o *outbox) forget(q *topicQueue) {
+	if len(q.items) > 0 || len(q.told) > 0 || q.telling || q.busy {
+		return
+	}
+	if o.queues[q.topic] == q {
+		delete(o.queues, q.topic)
+	}
+	if o.closing && len(o.queues) == 0 {
+		select {
+		case <-o.empty:
+		default:
+			close(o.empty)
+		}
 	}
 }
 
-func (o *outbox) done(q *queued, err error) {
-	if err != nil {
-		o.hub.log.Error("a queued message is given up", "topic", q.topic, "id", q.m.ID, "outcome", q.last.Outcome.String(), "error", err)
+// finish makes what became of a message final, and reports whether Done is to be told.
+// The lock is held.
+func (o *outbox) finish(item *queued, err error) (tell bool) {
+	item.err, item.final = err, true
+	o.n--
+	o.bytes -= item.size()
+	if item.wait == nil {
+		return true
+	}
+	close(item.wait)
+	item.wait = nil
+	return false
+}
+
+func (o *outbox) done(topic string, item *queued) {
+	if item.err != nil {
+		o.hub.log.Error("a queued message is given up", "topic", topic, "id", item.m.ID, "outcome", item.last.Outcome.String(), "error", item.err)
 	}
 	if o.opts.Done != nil {
-		o.opts.Done(q.topic, q.m, q.last, err)
+		o.opts.Done(topic, item.m, item.last, item.err)
 	}
 }
 
 func (o *outbox) len() (int, int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.queue), o.bytes
+	return o.n, o.bytes
 }
 
 // close waits until the outbox is empty or ctx is done, and gives up what is left.
 func (o *outbox) close(ctx context.Context) error {
 	o.mu.Lock()
 	o.closing = true
-	o.hurry <- struct{}{}
-	running := o.running
+	left := len(o.queues)
 	o.mu.Unlock()
-	if running {
+	if left > 0 {
+		o.hurry()
 		select {
 		case <-o.empty:
 		case <-ctx.Done():
-			o.hub.cancel()
-			<-o.empty
 		}
 	}
+	o.hub.cancel()
 	o.mu.Lock()
-	left := o.queue
-	o.queue, o.topics, o.bytes = nil, map[string]int{}, 0
-	o.mu.Unlock()
-	for _, q := range left {
-		o.done(q, ErrClosed)
+	if o.timer != nil {
+		o.timer.Stop()
+		o.timer = nil
 	}
-	if len(left) > 0 {
+	o.mu.Unlock()
+	o.wg.Wait()
+	o.mu.Lock()
+	type lost struct {
+		topic string
+		item  *queued
+	}
+	var all []lost
+	for _, q := range o.queues {
+		for _, item := range q.items {
+			if o.finish(item, ErrClosed) {
+				all = append(all, lost{q.topic, item})
+			}
+		}
+	}
+	o.queues, o.ready, o.away = map[string]*topicQueue{}, nil, nil
+	o.mu.Unlock()
+	for _, l := range all {
+		o.done(l.topic, l.item)
+	}
+	if len(all) > 0 {
 		return context.Cause(ctx)
 	}
 	return nil

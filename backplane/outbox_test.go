@@ -44,6 +44,9 @@ func (l *ledger) check(t *testing.T, want ...string) {
 	synctest.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// There is no order across topics.
+	slices.SortStableFunc(l.all, func(a, b string) int { return strings.Compare(a[:strings.Index(a, " ")], b[:strings.Index(b, " ")]) })
+	slices.SortStableFunc(want, func(a, b string) int { return strings.Compare(a[:strings.Index(a, " ")], b[:strings.Index(b, " ")]) })
 	if !slices.Equal(l.all, want) {
 		t.Errorf("Done was told\n%s\nwant\n%s", strings.Join(l.all, "\n"), strings.Join(want, "\n"))
 	}
@@ -341,7 +344,7 @@ func TestTheOutboxIsPolite(t *testing.T) {
 		}
 		before := h.Stats().Failed
 		time.Sleep(time.Minute)
-		if n := h.Stats().Failed - before; n < 4 || n > 40*maxAway {
+		if n := h.Stats().Failed - before; n < 4 || n > 40*minWidth {
 			t.Errorf("%d failed appends in a minute", n)
 		}
 		b.up()
@@ -367,7 +370,7 @@ func TestDoneMayPublish(t *testing.T) {
 		queue(t, h, "x", "b")
 		b.up()
 		time.Sleep(6 * time.Second)
-		gets(t, s, "a b a+ b+ a++ b++")
+		gets(t, s, "a b a+ b+")
 	})
 }
 

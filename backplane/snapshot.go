@@ -52,10 +52,10 @@ func (t *topic) take(snap *snapshot) {
 	if snap.err == nil {
 		t.reach(ctx, snap.asOf)
 	}
-	snap.done.Store(true)
 	t.mu.Lock()
-	t.snap = nil
+	t.snap = nil // who needs one from now on gets another
 	t.mu.Unlock()
+	snap.done.Store(true)
 	t.log.Wake()
 }
 
@@ -88,7 +88,7 @@ func (s *Subscription) readSnapshot(t *topic, x *extra, snap *snapshot, b *Batch
 		return
 	}
 	if snap.err == nil {
-		s.cursor.Seek(t.clip(snap.asOf, x.floor))
+		s.cursor.Seek(snap.asOf)
 		if err := s.cursor.Read(&b.Batch, max); err == nil {
 			if r.Snapshot = snap.data; r.Snapshot == nil {
 				r.Snapshot = []byte{}

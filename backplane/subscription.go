@@ -3,6 +3,7 @@ package backplane
 import (
 	"context"
 	"iter"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,8 +25,9 @@ type SubscribeOptions struct {
 	// head when it was let in. Where it would otherwise have got something
 	// earlier, it is told that there was something (ReasonFloor), or for Last is
 	// just not given it. Only its number counts, and only while the topic is of
-	// its epoch: what comes after a new beginning came after the floor. Zero means
-	// none.
+	// its epoch: what comes after a new beginning came after the floor, and what
+	// comes with a number up to it, after the topic has gone back to before it, is
+	// withheld too. A subscriber with a floor gets no snapshots. Zero means none.
 	Floor replay.Position
 
 	// Lag is how far the subscriber may fall behind before it gets a Reset with
@@ -44,8 +46,8 @@ type SubscribeOptions struct {
 const ReasonFloor replay.Reason = "floor"
 
 // A Reset stands between what a subscriber has got before and what it gets next, if
-// these do not follow each other. There is no other way in which messages are
-// missed.
+// these do not follow each other: one for each time that they do not. There is no other
+// way in which messages are missed.
 //
 // With ReasonTrimmed, ReasonLagging and ReasonFloor the subscriber missed some
 // messages. With the other reasons the history is another than the one the
@@ -75,8 +77,8 @@ type Batch struct {
 	// been dealt with.
 	replay.Batch
 
-	// Ephemeral are messages without a position, the newest last. At most the
-	// newest 64 since the last read.
+	// Ephemeral are messages without a position, the newest last: at most 64 and
+	// about 64 KiB, and of the last five seconds.
 	Ephemeral [][]byte
 }
 
@@ -102,9 +104,10 @@ type extra struct {
 	done    chan struct{} // closed by Close; for Next
 	ended   atomic.Bool   // done is closed
 	floor   replay.Position
-	checked bool   // that the start was not below the floor
-	reset   *Reset // to be given with the snapshot
-	tries   int    // of snapshots for this reset
+	resumed replay.Position // After
+	tell    bool            // that something was withheld, when it is
+	reset   *Reset          // to be given with the snapshot
+	tries   int             // of snapshots for this reset
 
 	// Set by the reader only, but looked at by Arm when it is no longer that.
 	seen     atomic.Uint64            // number of the newest ephemeral message seen
@@ -162,13 +165,18 @@ func (h *Hub) Subscribe(ctx context.Context, topic string, opts *SubscribeOption
 	defer t.mu.Unlock()
 	start := opts.After
 	if start.IsZero() {
-		start = t.clip(t.last(opts.Last), opts.Floor)
+		start = t.last(opts.Last)
 	}
 	s := &Subscription{cursor: *t.log.Cursor(start, opts.Lag)}
 	s.cursor.Value = opts.Value
+	var none replay.Batch
+	if err := s.cursor.Read(&none, replay.Budget{Entries: 1}); opts.After.IsZero() && err != nil {
+		start = err.(*replay.GapError).Oldest // Last is more than Lag
+	}
+	s.cursor.Seek(start)
 	s.topic.Store(t)
 	if n := t.ephemerals.Load(); n > 0 || !opts.Floor.IsZero() {
-		x := &extra{done: make(chan struct{}), floor: opts.Floor}
+		x := &extra{done: make(chan struct{}), floor: opts.Floor, resumed: opts.After, tell: !opts.After.IsZero()}
 		x.seen.Store(n)
 		s.more.Store(x)
 	}
@@ -214,6 +222,7 @@ func (h *Hub) leave(t *topic) {
 func (t *topic) forget(w *want) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	w.gone = true // a refresh that fails would bring it back
 	for i, x := range t.waiting {
 		if x == w {
 			t.waiting = append(t.waiting[:i:i], t.waiting[i+1:]...)
@@ -229,21 +238,6 @@ func (t *topic) last(n int) replay.Position {
 		return oldest
 	}
 	return t.log.Last(n)
-}
-
-// clip returns p, or the floor if that is later.
-func (t *topic) clip(p, floor replay.Position) replay.Position {
-	if floor.IsZero() || floor.Epoch != p.Epoch || p.Seq >= floor.Seq {
-		return p
-	}
-	oldest, head := t.log.Bounds()
-	if at, ok := t.log.At(min(floor.Seq, head.Seq)); ok && head.Epoch == p.Epoch {
-		return at
-	}
-	if oldest.Epoch != p.Epoch || oldest.Seq >= floor.Seq {
-		return oldest
-	}
-	return head
 }
 
 // Next waits until there is something for the subscriber and reads it into b, as
@@ -315,17 +309,32 @@ func (s *Subscription) Read(b *Batch, max replay.Budget) error {
 		s.readSnapshot(t, x, snap, b, max)
 		return nil
 	}
-	if !x.checked {
-		x.checked = true
-		at := s.cursor.Position()
-		if to := t.clip(at, x.floor); to != at && t.gap(at) == nil {
-			return s.reset(t, b, max, &replay.GapError{Reason: ReasonFloor, Want: at, Oldest: to, Head: to, Missed: to.Seq - at.Seq})
-		}
-	}
 	if err := s.cursor.Read(&b.Batch, max); err != nil {
 		return s.reset(t, b, max, err.(*replay.GapError))
 	}
+	x.withhold(t, b)
 	return nil
+}
+
+// withhold takes out of b what is not above the floor.
+func (x *extra) withhold(t *topic, b *Batch) {
+	n := 0
+	for n < len(b.Entries) && b.Entries[n].Pos.Epoch == x.floor.Epoch && b.Entries[n].Pos.Seq <= x.floor.Seq {
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	first := b.Entries[0].Pos.Seq
+	b.Entries = slices.Delete(b.Entries, 0, n)
+	switch {
+	case b.Reset != nil && b.Reset.Missed > 0:
+		b.Reset.Missed = x.floor.Seq - b.Reset.Want.Seq
+	case b.Reset == nil && x.tell:
+		t.hub.count.resets.Add(1)
+		b.Reset = &Reset{Reason: ReasonFloor, Missed: x.floor.Seq - first + 1, Want: x.resumed, Head: b.Head}
+	}
+	x.tell = false
 }
 
 // clear makes b empty, at p.
@@ -345,7 +354,7 @@ func (b *Batch) clearEntries(p replay.Position) {
 func (s *Subscription) extra() *extra {
 	x := s.more.Load()
 	if x == nil {
-		x = &extra{done: make(chan struct{}), checked: true}
+		x = &extra{done: make(chan struct{})}
 		s.more.Store(x)
 		if s.topic.Load() == nil { // Close may not have seen it
 			x.end()
@@ -357,17 +366,16 @@ func (s *Subscription) extra() *extra {
 // reset moves the subscriber over a gap and puts a Reset into b, with what follows
 // it; or has a snapshot made first.
 func (s *Subscription) reset(t *topic, b *Batch, max replay.Budget, gap *replay.GapError) error {
-	if t.hub.ctx.Err() != nil { // the end of the Hub is no gap
+	if t.hub.ctx.Err() != nil || s.topic.Load() == nil { // the end is no gap
 		b.clear(gap.Want)
 		return ErrClosed
 	}
 	r := &Reset{Reason: gap.Reason, Want: gap.Want, Head: gap.Head, Missed: gap.Missed}
-	if r.Reason == ReasonFloor {
-		_, r.Head = t.log.Bounds()
-	}
 	t.hub.count.resets.Add(1)
-	if t.hub.opts.Snapshot != nil && r.Reason != ReasonFloor {
-		x := s.extra()
+	x := s.more.Load()
+	// A snapshot has what is below a floor, too.
+	if t.hub.opts.Snapshot != nil && (x == nil || x.floor.IsZero()) {
+		x = s.extra()
 		x.reset, x.tries = r, 0
 		s.waitForSnapshot(t, x, b, max)
 		return nil
@@ -378,12 +386,7 @@ func (s *Subscription) reset(t *topic, b *Batch, max replay.Budget, gap *replay.
 
 // goOn reads what is there from a place on, or later if need be.
 func (s *Subscription) goOn(t *topic, b *Batch, max replay.Budget, r *Reset, from replay.Position) {
-	var floor replay.Position
-	if x := s.more.Load(); x != nil {
-		floor = x.floor
-	}
 	for {
-		from = t.clip(from, floor)
 		if r.Missed > 0 && r.Snapshot == nil && from.Epoch == r.Want.Epoch {
 			r.Missed = from.Seq - r.Want.Seq
 		}
@@ -391,6 +394,9 @@ func (s *Subscription) goOn(t *topic, b *Batch, max replay.Budget, r *Reset, fro
 		err := s.cursor.Read(&b.Batch, max)
 		if err == nil {
 			b.Reset = r
+			if x := s.more.Load(); x != nil {
+				x.withhold(t, b)
+			}
 			return
 		}
 		// The log has moved on since. That is still the same gap, or one of a new
@@ -413,9 +419,9 @@ func (t *topic) ephemeral(x *extra, b *Batch) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n = t.ephemerals.Load()
-	size := uint64(len(t.recent))
-	for k := max(seen+1, n-min(n, size)+1); k <= n; k++ {
-		if e := t.recent[k%size]; e.n == k {
+	t.pruneRecent()
+	for i := range t.recent {
+		if e := &t.recent[i]; e.n > seen {
 			b.Ephemeral = append(b.Ephemeral, e.data)
 		}
 	}
@@ -465,10 +471,10 @@ func (s *Subscription) news() bool {
 	n := t.ephemerals.Load()
 	x := s.more.Load()
 	if x == nil {
-		return n > 0
+		return n > 0 || t.hub.ctx.Err() != nil
 	}
 	snap := x.snapshot.Load()
-	return n != x.seen.Load() || snap != nil && snap.done.Load()
+	return n != x.seen.Load() || snap != nil && snap.done.Load() || t.hub.ctx.Err() != nil
 }
 
 // Position returns after which message the subscriber stands: what to remember

@@ -2,6 +2,7 @@ package backplane
 
 import (
 	"cmp"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -30,24 +31,27 @@ type topic struct {
 	subs int       // guarded by Hub.mu
 	idle time.Time // since when subs is 0; guarded by Hub.mu
 
+	addFailed  atomic.Bool   // the last call of Add for it has failed
 	ephemerals atomic.Uint64 // ever received; more than 0 means that recent is in use
 
 	mu       sync.Mutex // guards all below; the log's lock and Hub.workMu may be taken under it
 	ended    bool
-	watched  bool          // confirmed
-	joined   bool          // log follows the backplane
-	deep     bool          // log has all that the backplane had, or as much as it has room for
-	wanted   bool          // a refresh has to begin
-	busy     bool          // one is queued, running, or waits for its next try
-	failures int           // of refreshes, in a row
-	retry    *time.Timer   // of a refresh that failed
-	waiting  []*want       // served by the next refresh
-	early    []early       // hints that came before what they follow
-	round    uint32        // counts refreshes
-	distrust time.Time     // until then a hint may be of a history that is gone
-	grace    *time.Timer   // runs while early may still resolve itself
-	recent   [64]ephemeral // the newest, number n at n%64
-	snap     *snapshot     // being made
+	watched  bool        // confirmed
+	joined   bool        // log follows the backplane
+	deep     bool        // log has all that the backplane had, or as much as it has room for
+	wanted   bool        // a refresh has to begin
+	busy     bool        // one is queued, running, or waits for its next try
+	failures int         // of refreshes, in a row
+	retry    *time.Timer // of a refresh that failed
+	waiting  []*want     // served by the next refresh
+	early    []early     // hints that came before what they follow
+	round    uint32      // counts refreshes
+	distrust time.Time   // until then a hint may be of a history that is gone
+	rung     bool        // a hint is to lead to a refresh in a moment
+	odd      int         // pages in a row that did not fit
+	grace    *time.Timer // runs while early may still resolve itself
+	recent   []ephemeral // the newest, in order
+	snap     *snapshot   // being made
 }
 
 // A want is a subscriber that waits for the log to reach its start.
@@ -55,6 +59,7 @@ type want struct {
 	after replay.Position // if not zero
 	last  int             // else; negative for all
 	done  chan struct{}   // closed when served
+	gone  bool            // it waits no longer
 }
 
 // An early hint came before that refresh began which follows its round.
@@ -70,8 +75,16 @@ const distrust = 5 * time.Second
 
 type ephemeral struct {
 	n    uint64 // the first is 1
+	at   time.Time
 	data []byte
 }
+
+// What is kept of ephemeral messages, of a topic.
+const (
+	maxRecent      = 64
+	maxRecentBytes = 64 << 10
+	recentAge      = 5 * time.Second
+)
 
 // sink is what the Hub's watcher tells.
 type sink struct{ h *Hub }
@@ -104,7 +117,8 @@ func (s sink) Ephemeral(name string, data []byte) {
 	if t := s.topic(name); t != nil {
 		t.mu.Lock()
 		n := t.ephemerals.Load() + 1
-		t.recent[n%uint64(len(t.recent))] = ephemeral{n, data}
+		t.recent = append(t.recent, ephemeral{n, time.Now(), data})
+		t.pruneRecent()
 		t.ephemerals.Store(n)
 		t.mu.Unlock()
 		t.log.Wake()
@@ -123,6 +137,22 @@ func (s sink) Interrupted(err error, topics ...string) {
 	}
 }
 
+// pruneRecent drops ephemeral messages that are old, or too many or too large, but the
+// newest only if it is old. The lock is held.
+func (t *topic) pruneRecent() {
+	keep, bytes := 0, 0
+	for keep < min(len(t.recent), maxRecent) {
+		e := &t.recent[len(t.recent)-1-keep]
+		if bytes += len(e.data); keep > 0 && bytes > maxRecentBytes || time.Since(e.at) >= recentAge {
+			break
+		}
+		keep++
+	}
+	if t.recent = slices.Delete(t.recent, 0, len(t.recent)-keep); keep == 0 {
+		t.recent = nil
+	}
+}
+
 // hint takes an entry that was announced. The lock is held.
 func (t *topic) hint(e replay.Entry) {
 	switch {
@@ -134,7 +164,8 @@ func (t *topic) hint(e replay.Entry) {
 			if t.gap(e.Pos) == nil {
 				t.hub.count.duplicates.Add(1)
 			} else {
-				t.refreshSoon()
+				t.rung = true
+				t.armGrace()
 			}
 			return
 		}
@@ -157,7 +188,11 @@ func (t *topic) hint(e replay.Entry) {
 
 // keep puts a hint aside. The lock is held.
 func (t *topic) keep(e replay.Entry) {
-	if len(t.early) >= maxEarly {
+	bytes := len(e.Data)
+	for i := range t.early {
+		bytes += len(t.early[i].Data)
+	}
+	if len(t.early) >= maxEarly || bytes > maxEarlyBytes {
 		t.refreshSoon()
 		return
 	}
@@ -193,7 +228,7 @@ func (t *topic) armGrace() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.grace = nil
-		if len(t.early) > 0 {
+		if len(t.early) > 0 || t.rung {
 			t.refreshSoon()
 		}
 	})
@@ -206,6 +241,19 @@ func (t *topic) refreshSoon() {
 		return
 	}
 	t.busy = true
+	t.again()
+}
+
+// hurry has a refresh that waits for its next try begin now. The lock is held.
+func (t *topic) hurry() {
+	if t.retry != nil && t.retry.Stop() {
+		t.retry = nil
+		t.again()
+	}
+}
+
+// again queues the refresh. The lock is held.
+func (t *topic) again() {
 	if t.watched {
 		t.hub.readSoon(t)
 	} else {
@@ -222,13 +270,8 @@ func (t *topic) retryLater() {
 	t.retry = time.AfterFunc(pause(t.failures), func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if t.ended {
-			return
-		}
-		if t.watched {
-			t.hub.readSoon(t)
-		} else {
-			t.hub.watchSoon(t)
+		if t.retry = nil; !t.ended {
+			t.again()
 		}
 	})
 }
@@ -247,7 +290,7 @@ func (t *topic) refresh() {
 		t.mu.Unlock()
 		return
 	}
-	t.wanted = false
+	t.wanted, t.rung = false, false
 	t.round++
 	wants := t.waiting
 	t.waiting = nil
@@ -271,12 +314,18 @@ func (t *topic) refresh() {
 		if t.hub.ctx.Err() == nil {
 			t.hub.log.Warn("cannot read a topic", "topic", t.name, "error", err, "failures", t.failures)
 		}
-		t.waiting = append(t.waiting, wants...)
+		for _, w := range wants {
+			if !w.gone {
+				t.waiting = append(t.waiting, w)
+			}
+		}
 		t.wanted = true
 		t.retryLater()
 		return
 	}
-	t.failures = 0
+	if t.odd == 0 {
+		t.failures = 0
+	}
 	// Hints from before the read are in what it returned, or of another history.
 	t.early = slices.DeleteFunc(t.early, func(e early) bool { return e.round != t.round })
 	t.insertEarly()
@@ -285,10 +334,13 @@ func (t *topic) refresh() {
 	}
 	if t.busy = false; t.wanted {
 		t.refreshSoon()
-	} else if len(t.early) > 0 {
+	} else if len(t.early) > 0 || t.rung {
 		t.armGrace()
 	}
 }
+
+// errContradiction is about a backplane that breaks its contract.
+var errContradiction = errors.New("backplane: what Read returns does not fit together")
 
 // catchUp reads what follows the head of the log.
 func (t *topic) catchUp() error {
@@ -296,45 +348,99 @@ func (t *topic) catchUp() error {
 	for {
 		_, head := t.log.Bounds()
 		page, err := t.read(head, replay.Budget{Entries: 256, Bytes: 256 << 10})
-		if _, ok := err.(*replay.GapError); ok {
-			// What follows is not what we have. What it is, to all readers at once:
-			// each finds out by its own position what that means for it.
-			page, err = t.readTail(-1)
-			if err != nil {
-				return err
-			}
-			t.hub.count.rewinds.Add(1)
-			t.hub.log.Warn("the history has changed", "topic", t.name, "had", head.Seq, "head", page.Head.Seq, "epoch", head.Epoch == page.Head.Epoch)
-			t.mu.Lock()
-			t.log.Reset(before(page), page.Entries...)
-			t.deep = true
-			t.distrustHints()
-			t.mu.Unlock()
-			return nil
-		}
-		if err != nil {
+		var gap *replay.GapError
+		switch {
+		case errors.As(err, &gap):
+			return t.readAnew(head, gap.Reason != replay.ReasonTrimmed)
+		case err != nil:
 			return err
-		}
-		if len(page.Entries) == 0 {
+		case len(page.Entries) == 0:
 			return nil
 		}
 		t.mu.Lock()
-		v := t.log.Insert(page.Entries...)
-		switch v {
+		if t.ended {
+			t.mu.Unlock()
+			return nil
+		}
+		switch t.log.Insert(page.Entries...) {
 		case replay.Appended:
 			t.hub.count.repairs.Add(1)
+			t.odd = 0
 		case replay.Duplicate:
-		default:
-			t.wanted = true // a hint came in between that is not of this history
+			t.odd = 0
+		default: // a hint came in between that is not of this history
+			t.wanted = true
+			t.odd++
 		}
+		odd := t.odd
 		t.mu.Unlock()
 		if goal.IsZero() {
 			goal = page.Head // what comes later has hints of its own
 		}
-		if v != replay.Appended && v != replay.Duplicate || page.Entries[len(page.Entries)-1].Pos.Seq >= goal.Seq {
+		switch {
+		case odd > 2: // again and again: so it was no hint
+			return t.readAnew(head, true)
+		case odd > 0 || page.Entries[len(page.Entries)-1].Pos.Seq >= goal.Seq:
 			return nil
 		}
 	}
+}
+
+// readAnew reads the newest entries, because the log cannot go on from where it was;
+// if it is rewound, because what it has is not the history any more. All readers see
+// that at once, and each finds out by its own position what it means for it.
+func (t *topic) readAnew(was replay.Position, rewound bool) error {
+	page, err := t.readTail(-1)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if rewound {
+		t.hub.count.rewinds.Add(1)
+		t.hub.log.Warn("the history has changed", "topic", t.name, "had", was.Seq, "head", page.Head.Seq, "same epoch", was.Epoch == page.Head.Epoch)
+		t.distrustHints()
+		return t.replace(page)
+	}
+	return t.adopt(page)
+}
+
+// adopt makes the newest entries part of the log, which may have got further since
+// they were read. The lock is held.
+func (t *topic) adopt(page Page) error {
+	t.deep = true
+	from, gap := before(page), t.gap(page.Head)
+	switch {
+	case gap == nil && t.gap(from) == nil, gap != nil && gap.Reason == replay.ReasonTrimmed:
+		return nil // it has all of them, or only newer ones
+	case gap == nil: // they go further back
+		var newer replay.Batch
+		if t.log.After(page.Head, &newer, replay.Budget{Entries: -1, Bytes: -1}) == nil {
+			page.Entries = slices.Concat(page.Entries, newer.Entries)
+		}
+	case gap.Reason == replay.ReasonAhead && t.gap(from) == nil:
+		switch t.log.Insert(page.Entries...) {
+		case replay.Appended, replay.Duplicate:
+			return nil
+		}
+		return errContradiction
+	case gap.Reason != replay.ReasonAhead:
+		t.distrustHints()
+	}
+	return t.replace(page)
+}
+
+// replace puts a page in place of what is in the log. The lock is held.
+func (t *topic) replace(page Page) error {
+	if t.ended {
+		return nil // it tells its readers, and must not look alive again
+	}
+	t.deep = true
+	if t.log.Reset(before(page), page.Entries...) != replay.Appended {
+		return errContradiction
+	}
+	t.odd = 0
+	return nil
 }
 
 // join reads the first page of a topic, as much as those need that wait for it.
@@ -359,8 +465,7 @@ func (t *topic) join(wants []*want) error {
 		page, err := t.read(oldest, t.room())
 		if err == nil {
 			if n := len(page.Entries); n == 0 || page.Entries[n-1].Pos == page.Head {
-				t.begin(oldest, page, false)
-				return nil
+				return t.begin(oldest, page, false)
 			} // else there is more than the log has room for
 		} else if _, ok := err.(*replay.GapError); !ok {
 			return err
@@ -373,17 +478,22 @@ func (t *topic) join(wants []*want) error {
 	if err != nil {
 		return err
 	}
-	t.begin(before(page), page, last < 0)
-	return nil
+	return t.begin(before(page), page, last < 0)
 }
 
 // begin fills the log for the first time.
-func (t *topic) begin(after replay.Position, page Page, deep bool) {
+func (t *topic) begin(after replay.Position, page Page, deep bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.log.Reset(after, page.Entries...)
+	if t.ended {
+		return nil
+	}
+	if t.log.Reset(after, page.Entries...) != replay.Appended {
+		return errContradiction
+	}
 	t.joined = true
 	t.deep = deep || after.Seq == 0
+	return nil
 }
 
 // distrustHints has hints ring only, for a while. The lock is held.
@@ -395,24 +505,13 @@ func (t *topic) distrustHints() {
 
 // deepen fills the log with all that it has room for. Its readers do not notice.
 func (t *topic) deepen() error {
-	_, had := t.log.Bounds()
 	page, err := t.readTail(-1)
 	if err != nil {
 		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var newer replay.Batch
-	t.deep = true
-	if err := t.log.After(page.Head, &newer, replay.Budget{Entries: -1, Bytes: -1}); err != nil {
-		if err.(*replay.GapError).Reason == replay.ReasonTrimmed && page.Head.Seq >= had.Seq {
-			return nil // the log has no room for the page any more
-		}
-		// The log has not got that far, or is another. The page is the truth.
-		newer.Entries = nil
-	}
-	t.log.Reset(before(page), append(page.Entries, newer.Entries...)...)
-	return nil
+	return t.adopt(page)
 }
 
 // serves reports whether all can be told what is true for them, after a read that
@@ -420,17 +519,12 @@ func (t *topic) deepen() error {
 func (t *topic) serves(wants []*want) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	served := true
 	for _, w := range wants {
-		if t.covers(w) {
-			continue
-		}
-		served = served && t.deep // a Reset is followed by all that is left
-		if !w.after.IsZero() && t.gap(w.after).Reason != replay.ReasonTrimmed {
-			t.distrustHints()
+		if !t.deep && !t.covers(w) { // a Reset is followed by all that is left
+			return false
 		}
 	}
-	return served
+	return true
 }
 
 // covers reports whether the log has all that w wants. The lock is held.

@@ -1,15 +1,17 @@
 package backplane
 
 import (
+	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
 // What the Hub does at the backplane, it does on these goroutines: up to maxWorkers
-// that refresh topics, one that watches new topics and drops old ones, both only
-// while there is something to do, and one that sweeps.
+// that refresh topics, up to maxAdds that watch new topics and drop old ones, both
+// only while there is something to do, and one that sweeps.
 
 // readSoon has a worker refresh t. Its lock may be held.
 func (h *Hub) readSoon(t *topic) {
@@ -40,78 +42,113 @@ func (h *Hub) worker() {
 }
 
 // watchSoon has t watched and then refreshed. Its lock may be held. Those that come
-// while a call of Add is under way go together into the next.
+// while all calls of Add are under way go together into the next.
 func (h *Hub) watchSoon(t *topic) {
 	h.workMu.Lock()
-	defer h.workMu.Unlock()
 	h.toWatch = append(h.toWatch, t)
+	h.workMu.Unlock()
 	h.watchNow()
 }
 
 // dropSoon has a topic no longer watched.
 func (h *Hub) dropSoon(name string) {
 	h.workMu.Lock()
-	defer h.workMu.Unlock()
 	h.toDrop = append(h.toDrop, name)
+	h.workMu.Unlock()
 	h.watchNow()
 }
 
+// watchNow takes what is to be watched and dropped as far as that is possible: for
+// one name, one thing after the other, in the order in which it was wanted. A topic
+// whose Add has failed goes into a call of its own, so that it cannot fail others, and
+// of these there are fewer at a time, so that they cannot hold up others.
 func (h *Hub) watchNow() {
-	if !h.watches && !h.ended {
-		h.watches = true
-		h.spawn(h.watchLoop)
+	h.workMu.Lock()
+	defer h.workMu.Unlock()
+	if h.ended {
+		return
 	}
-}
-
-func (h *Hub) watchLoop() {
-	for {
-		h.workMu.Lock()
-		drop := h.toDrop
-		h.toDrop = nil
-		n := min(len(h.toWatch), maxWatch)
-		add := h.toWatch[:n:n]
-		if h.toWatch = h.toWatch[n:]; len(h.toWatch) == 0 {
-			h.toWatch = nil
+	var drop []string
+	h.toDrop = slices.DeleteFunc(h.toDrop, func(name string) bool {
+		if !h.adding[name] {
+			drop = append(drop, name)
 		}
-		if n == 0 && len(drop) == 0 || h.ended {
-			h.watches = false
-			h.workMu.Unlock()
+		return !h.adding[name]
+	})
+	for h.adds < maxAdds || len(drop) > 0 {
+		var add []*topic
+		alone := false
+		if h.adds < maxAdds {
+			h.toWatch = slices.DeleteFunc(h.toWatch, func(t *topic) bool {
+				failed := t.addFailed.Load()
+				if alone || h.adding[t.name] || len(add) >= maxWatch || failed && (len(add) > 0 || h.alone >= maxAdds/2) {
+					return false
+				}
+				if alone = failed; failed {
+					h.alone++
+				}
+				add = append(add, t)
+				h.adding[t.name] = true
+				return true
+			})
+		}
+		if len(add) == 0 && len(drop) == 0 {
 			return
 		}
-		h.workMu.Unlock()
-		// In this order: a topic may have been dropped and wanted again.
-		if len(drop) > 0 {
-			h.watcher.Remove(drop...)
+		h.adds++
+		first := drop
+		drop = nil
+		for _, name := range first {
+			h.adding[name] = true
 		}
-		if n > 0 {
-			h.watch(add)
-		}
+		h.spawn(func() { h.watch(first, add, alone) })
 	}
 }
 
-func (h *Hub) watch(topics []*topic) {
+// watch drops names and then adds topics.
+func (h *Hub) watch(drop []string, topics []*topic, alone bool) {
+	if len(drop) > 0 {
+		h.watcher.Remove(drop...)
+	}
+	done := make([]string, 0, len(topics))
 	var names []string
 	for _, t := range topics {
+		done = append(done, t.name)
 		t.mu.Lock()
-		if !t.ended { // else it may have been removed already
+		if !t.ended {
 			names = append(names, t.name)
 		}
 		t.mu.Unlock()
 	}
-	if len(names) == 0 {
-		return
+	if len(names) > 0 {
+		ctx, cancel := h.call()
+		err := h.watcher.Add(ctx, names...)
+		cancel()
+		h.watched(topics, err)
 	}
-	ctx, cancel := h.call()
-	err := h.watcher.Add(ctx, names...)
-	cancel()
+	h.workMu.Lock()
+	h.adds--
+	if alone {
+		h.alone--
+	}
+	for _, name := range append(done, drop...) {
+		delete(h.adding, name)
+	}
+	h.workMu.Unlock()
+	h.watchNow()
+}
+
+// watched goes on with topics after a call of Add.
+func (h *Hub) watched(topics []*topic, err error) {
 	if err != nil {
 		h.count.errors.Add(1)
 		if h.ctx.Err() == nil {
-			h.log.Warn("cannot watch topics", "topics", len(names), "first", names[0], "error", err)
+			h.log.Warn("cannot watch topics", "topics", len(topics), "first", topics[0].name, "error", err)
 		}
 	}
 	for _, t := range topics {
 		t.mu.Lock()
+		t.addFailed.Store(err != nil)
 		switch {
 		case err != nil:
 			t.retryLater()
@@ -156,7 +193,7 @@ func (h *Hub) sweepLoop() {
 		case <-h.dirty:
 			again = true // until it has succeeded
 		}
-		if err := h.sweep(); err != nil {
+		if err := h.sweep(again); err != nil {
 			h.count.errors.Add(1)
 			if h.ctx.Err() == nil {
 				h.log.Warn("cannot compare heads", "error", err, "failures", failures)
@@ -172,8 +209,12 @@ func (h *Hub) sweepLoop() {
 	}
 }
 
-// sweep has those topics refreshed whose head is not that of the backplane.
-func (h *Hub) sweep() error {
+// sweep has those topics refreshed whose head is not that of the backplane; and at
+// once, if it may have come back just now.
+func (h *Hub) sweep(back bool) (err error) {
+	if back && h.outbox != nil {
+		h.outbox.hurry()
+	}
 	var joined []*topic
 	h.mu.RLock()
 	for _, t := range h.topics {
@@ -183,6 +224,10 @@ func (h *Hub) sweep() error {
 	n := 0
 	for _, t := range joined {
 		t.mu.Lock()
+		t.pruneRecent()
+		if back {
+			t.hurry()
+		}
 		switch {
 		case !t.joined:
 			t.wanted = t.wanted || t.busy // the read under way may have come too early
@@ -197,12 +242,10 @@ func (h *Hub) sweep() error {
 	joined = joined[:n]
 	for len(joined) > 0 {
 		n := min(len(joined), maxHeads)
-		if err := h.compare(joined[:n]); err != nil {
-			return err
-		}
+		err = errors.Join(err, h.compare(joined[:n]))
 		joined = joined[n:]
 	}
-	return nil
+	return err
 }
 
 func (h *Hub) compare(topics []*topic) error {

@@ -198,14 +198,15 @@ func (s *Server) boot() error {
 	return fmt.Errorf("redistest: no answer within %v:\n%s", bootTime, s.logTail())
 }
 
-// hurry lets a Sentinel look at the others more often than every 1 to 10 seconds,
-// which it does not remember when it is restarted. It makes no difference to when
-// it takes one of them for dead, and to what it does then.
+// hurry lets a Sentinel look at the others more often, which it does not remember
+// when it is restarted. Its other periods stay, and the one for INFO is not less
+// than a second: in a failover Sentinels ask for INFO once a second whatever this
+// says, and reject a replica whose last answer is three of these periods old.
 func (s *Server) hurry() error {
 	if !s.isSentinel() {
 		return nil
 	}
-	_, err := s.Do("SENTINEL DEBUG INFO-PERIOD 200 PING-PERIOD 100 ASK-PERIOD 100 PUBLISH-PERIOD 200")
+	_, err := s.Do("SENTINEL DEBUG INFO-PERIOD 1000 ASK-PERIOD 100 PUBLISH-PERIOD 200")
 	if err != nil {
 		s.Kill()
 		return fmt.Errorf("redistest: SENTINEL DEBUG: %w", err)

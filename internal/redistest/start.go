@@ -126,9 +126,9 @@ func Sentinels(t testing.TB, n, quorum int, master *Server) []*Server {
 		// replica has to say that it is the master, and it is asked once a second.
 		dir := t.TempDir()
 		file := filepath.Join(dir, "sentinel.conf")
-		text := fmt.Sprintf("sentinel monitor %[1]s 127.0.0.1 %d %d\n"+
-			"sentinel down-after-milliseconds %[1]s %d\n"+
-			"sentinel failover-timeout %[1]s 2000\n", MasterName, master.port, quorum, 500+300*i)
+		text := fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d %d\n", MasterName, master.port, quorum) +
+			fmt.Sprintf("sentinel down-after-milliseconds %s %d\n", MasterName, 500+300*i) +
+			fmt.Sprintf("sentinel failover-timeout %s 2000\n", MasterName)
 		if err := os.WriteFile(file, []byte(text), 0o666); err != nil {
 			t.Fatal(err)
 		}

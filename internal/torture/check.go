@@ -54,8 +54,26 @@ type Record struct {
 	died map[string]map[replay.Position][]time.Time // from Stored
 }
 
+// unaware is for how long a node may not know that something was lost.
+const unaware = 15 * time.Second
+
+// newer returns how many entries there were at a time, from e on.
+func (r *Record) newer(stored []Event, e Event, at time.Time) (n int) {
+	for i := range stored {
+		p := &stored[i]
+		dead := false
+		for _, d := range p.Died {
+			dead = dead || d.Before(at.Add(-unaware))
+		}
+		if p.Topic == e.Topic && p.Pos.Epoch == e.Pos.Epoch && p.Pos.Seq >= e.Pos.Seq && !p.At.After(at) && !dead {
+			n++
+		}
+	}
+	return n
+}
+
 // lost returns when a position was lost, or when anything was if that is not known.
-func (r *Record) lost(topic string, pos replay.Position, on bool) []time.Time {
+func (r *Record) lost(topic string, pos replay.Position) []time.Time {
 	if r.died == nil {
 		r.died = map[string]map[replay.Position][]time.Time{}
 		for _, e := range r.Stored {
@@ -65,7 +83,7 @@ func (r *Record) lost(topic string, pos replay.Position, on bool) []time.Time {
 			r.died[e.Topic][e.Pos] = e.Died
 		}
 	}
-	if times, ok := r.died[topic][pos]; ok && on {
+	if times, ok := r.died[topic][pos]; ok {
 		return times
 	}
 	return r.Losses
@@ -93,6 +111,28 @@ func (r *Record) Check() (bad []Violation) {
 	}
 	payload, before := map[id]string{}, map[id]replay.Position{}
 	where := map[string]replay.Position{}
+	there := map[id]*Event{} // everything that was ever stored, if that is known
+	for i := range r.Stored {
+		e := &r.Stored[i]
+		there[id{e.Topic, e.Pos}] = e
+	}
+	for _, p := range r.Acked {
+		if e := there[id{p.Topic, p.Pos}]; r.Stored != nil && (e == nil || e.Payload != p.Payload) {
+			fail("I0 unique: %v was acknowledged, but not stored", p)
+		}
+	}
+	alive := map[[2]string]*Event{}
+	for i := range r.Stored {
+		e := &r.Stored[i]
+		if e.Pos.Seq == 0 {
+			continue // the beginning of an epoch
+		}
+		k := [2]string{e.Topic, e.Payload}
+		if other := alive[k]; other != nil && len(other.Died) == 0 {
+			fail("I0 unique: one message is stored twice: %v and %v", *other, *e)
+		}
+		alive[k] = e
+	}
 	stored, newest := r.Stored, 0
 	if stored == nil {
 		stored, newest = r.Acked, r.Unsure
@@ -129,7 +169,7 @@ func (r *Record) Check() (bad []Violation) {
 				if e.Reset != replay.ReasonTrimmed {
 					// What it saw last is gone, or it stood where nothing had been yet.
 					cause := false
-					for _, l := range r.lost(k.topic, s.last, s.on) {
+					for _, l := range r.lost(k.topic, s.last) {
 						cause = cause || !l.Before(s.since) && !l.After(e.At)
 					}
 					if !cause {
@@ -138,28 +178,28 @@ func (r *Record) Check() (bad []Violation) {
 					s.on = false
 					seen = map[id]bool{}
 				}
-				s.reset = &events[i]
-				if !e.Pos.IsZero() {
+				if e.Reset != replay.ReasonTrimmed && !e.Pos.IsZero() {
 					s.last = e.Pos
 				}
+				s.reset = &events[i]
 				continue
 			}
 			a, b := s.last, e.Pos
+			if x := there[k]; r.Stored != nil && (x == nil || x.Payload != e.Payload) {
+				fail("I3 agreement: %s got what was never stored: %v", who, e)
+			}
 			if p, ok := payload[k]; ok && p != e.Payload {
 				fail("I3 agreement: %s got %q at %v, not %q", who, e.Payload, k, p)
 			}
 			payload[k] = e.Payload
 			switch {
+			case !s.on && s.reset != nil && b.Seq > 1 && r.newer(stored, e, s.reset.At)+newest < r.Retention:
+				fail("I5 honest: %s: after %v comes not all that is left: %v", who, *s.reset, e)
 			case !s.on:
 			case a.Epoch != b.Epoch:
 				fail("I4 silent: %s went from epoch %x to %x without a Reset: %v", who, a.Epoch, b.Epoch, e)
 			case s.reset != nil:
-				newer := newest
-				for _, p := range stored {
-					if p.Topic == e.Topic && p.Pos.Epoch == b.Epoch && p.Pos.Seq >= b.Seq && !p.At.After(s.reset.At) {
-						newer++
-					}
-				}
+				newer := newest + r.newer(stored, e, s.reset.At)
 				if m := s.reset.Missed; m == 0 || b.Seq != a.Seq+1+m {
 					fail("I5 honest: %s: %v stands between %d and %d", who, *s.reset, a.Seq, b.Seq)
 				} else if newer < r.Retention {

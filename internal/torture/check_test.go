@@ -47,9 +47,10 @@ func TestTheCheckerFindsWhatIsWrongAndNothingElse(t *testing.T) {
 		{"one without a number", []Event{one, reset(4, replay.ReasonTrimmed, 0), three, four}, nil, "I5"},
 		{"one with a wrong number", []Event{one, reset(4, replay.ReasonTrimmed, 2), three, four}, nil, "I5"},
 		{"one while all was there", []Event{one, reset(3, replay.ReasonTrimmed, 1), three, four}, nil, "I5"},
-		{"a Reset for nothing", []Event{one, two, reset(3, replay.ReasonForked, 0), three, four}, nil, "I5"},
+		{"a Reset for nothing", []Event{one, two, reset(3, replay.ReasonForked, 0), one, two, three, four}, nil, "I5"},
 		{"a new epoch after a loss", []Event{one, two, three, four, reset(5, replay.ReasonEpoch, 0), again}, lost, ""},
 		{"a second Reset for one loss", []Event{one, two, three, four, reset(5, replay.ReasonEpoch, 0), again, reset(6, replay.ReasonEpoch, 0)}, lost, "I5"},
+		{"a Reset after which not all comes that is left", []Event{one, two, three, four, reset(5, replay.ReasonEpoch, 0), at(6, 2, 2, "f")}, lost, "I5 I6"},
 		{"a new epoch in silence", []Event{one, two, three, four, again}, lost, "I4"},
 		{"two histories spliced", []Event{one, two, with(three, func(e *Event) { e.Pos.Tag++ }), four}, func(r *Record) {
 			r.Seen["other"] = []Event{one, two, three, four}

@@ -17,14 +17,16 @@ import (
 // A Plan is one run of the simulation. Everything random in it follows from the
 // seed, but not the order in which goroutines run.
 type Plan struct {
-	Seed        uint64
-	Length      time.Duration // during which there are faults
-	Nodes       int
-	Topics      int
-	Subscribers int
-	Publishers  int
-	Retention   int           // entries of each topic, in the store and the hubs
-	Sweep       time.Duration // of the hubs; zero for the default
+	Seed         uint64
+	Length       time.Duration // during which there are faults
+	Nodes        int
+	Topics       int
+	Subscribers  int
+	Publishers   int
+	Retention    int           // entries of each topic, in the store
+	HubRetention int           // in the hubs
+	Slow         bool          // calls take up to a second and a half
+	Sweep        time.Duration // of the hubs; zero for the default
 
 	// Gentle leaves out faults in which the store loses something.
 	Gentle bool
@@ -82,14 +84,18 @@ func Run(p Plan) *Outcome {
 			Faults: map[string]int{},
 			Record: Record{
 				Seen: map[string][]Event{}, Ends: map[string]replay.Position{}, Heads: map[string]replay.Position{},
-				Topics: map[string]string{}, Retention: p.Retention,
+				Topics: map[string]string{}, Retention: min(p.Retention, p.HubRetention),
 			},
 		},
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
+	s.healthy = healthy
+	if p.Slow {
+		s.healthy.Latency = 1500 * time.Millisecond
+	}
 	for range p.Nodes {
-		n := &simNode{bp: s.store.Open(healthy)}
+		n := &simNode{bp: s.store.Open(s.healthy)}
 		n.start(p)
 		s.nodes = append(s.nodes, n)
 	}
@@ -155,6 +161,8 @@ type sim struct {
 	nodes []*simNode
 	calm  atomic.Bool // no more faults
 
+	healthy Link
+
 	mu  sync.Mutex // guards what out points to
 	out *Outcome
 }
@@ -167,7 +175,7 @@ type simNode struct {
 }
 
 func (n *simNode) start(p Plan) {
-	limits := replay.Limits{Entries: p.Retention, Age: -1, Bytes: -1}
+	limits := replay.Limits{Entries: p.HubRetention, Age: -1, Bytes: -1}
 	hub := backplane.New(n.bp, &backplane.Options{
 		Sweep: p.Sweep, Linger: 5 * time.Second,
 		Limits: func(string) replay.Limits { return limits },
@@ -204,7 +212,7 @@ func (s *sim) publisher(ctx context.Context, i int) {
 		m := backplane.Message{ID: payload, Data: []byte(payload)}
 		for try := 0; ; try++ {
 			h := s.nodes[rnd.IntN(len(s.nodes))].current()
-			call, cancel := context.WithTimeout(context.Background(), time.Second)
+			call, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 			r, err := h.Publish(call, topic, m)
 			cancel()
 			if err == nil {
@@ -299,7 +307,7 @@ func (s *sim) faults(length time.Duration) {
 		time.Sleep(200*time.Millisecond + time.Duration(rnd.Int64N(int64(2*time.Second))))
 		n := s.nodes[rnd.IntN(len(s.nodes))]
 		d := time.Duration(rnd.Int64N(int64(8 * time.Second)))
-		worse := healthy
+		worse := s.healthy
 		pick := rnd.IntN(100)
 		if s.Gentle && pick >= 92 {
 			pick -= 50
@@ -308,23 +316,23 @@ func (s *sim) faults(length time.Duration) {
 		case pick < 20:
 			s.fault("cut", n, 0)
 			n.bp.Set(Link{Down: true})
-			n.bp.Set(healthy)
+			n.bp.Set(s.healthy)
 		case pick < 35:
 			s.fault("down", n, d)
 			worse.Down = true
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(healthy) })
+			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
 		case pick < 50:
 			s.fault("hang", n, d)
 			worse.Hang = true
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(healthy) })
+			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
 		case pick < 70:
 			s.fault("hints lost", n, d)
 			worse.Drop = 1
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(healthy) })
+			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
 		case pick < 80:
 			s.fault("hints out of order", n, d)
 			worse.Delay, worse.Repeat = 0.7, 0.3
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(healthy) })
+			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
 		case pick < 86:
 			s.fault("node restarts", n, d)
 			h := n.current()
@@ -334,7 +342,7 @@ func (s *sim) faults(length time.Duration) {
 			s.fault("store restarts", nil, 0)
 			s.store.Restart()
 			for _, n := range s.nodes {
-				n.bp.Set(healthy)
+				n.bp.Set(s.healthy)
 			}
 		case pick < 96:
 			s.lose("rollback", restore)
@@ -349,7 +357,7 @@ func (s *sim) faults(length time.Duration) {
 	}
 	saved.Wait()
 	for _, n := range s.nodes {
-		n.bp.Set(healthy)
+		n.bp.Set(s.healthy)
 	}
 }
 

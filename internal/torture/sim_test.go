@@ -3,6 +3,7 @@ package torture
 import (
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,7 +30,11 @@ func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
 	for i := range n {
 		p := Plan{
 			Seed: *seed + uint64(i), Length: *length, Nodes: 3, Topics: 4, Subscribers: 20, Publishers: 4,
-			Retention: 50, Gentle: i%5 == 4,
+			Retention: 50, HubRetention: 50, Gentle: i%5 == 4, Slow: i%5 == 3,
+		}
+		if i%2 == 1 { // from the latest value only to more than there ever are
+			rnd := rand.New(rand.NewPCG(p.Seed, 3))
+			p.Retention, p.HubRetention = 1+rnd.IntN(100), 1+rnd.IntN(100)
 		}
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()

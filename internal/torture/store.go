@@ -101,6 +101,8 @@ func (s *Store) topic(name string) *stored {
 	if t == nil {
 		t = &stored{head: replay.Position{Epoch: s.epoch()}, ids: map[string]replay.Position{}}
 		s.topics[name] = t
+		s.alive[len(s.all)] = true
+		s.all = append(s.all, Event{At: time.Now(), Topic: name, Pos: t.head, Stored: time.Now()})
 	}
 	return t
 }
