@@ -58,7 +58,7 @@ const (
 //
 // # More abilities
 //
-// A Backplane may also be a [Header] or an [EphemeralPublisher].
+// A Backplane may also be a [HeadReader] or an [EphemeralPublisher].
 type Backplane interface {
 	// Append stores a message and tells those who watch the topic.
 	//
@@ -137,10 +137,10 @@ type Sink interface {
 	Interrupted(err error, topics ...string)
 }
 
-// A Header is a [Backplane] that can tell the heads of many topics in one call.
+// A HeadReader is a [Backplane] that can tell the heads of many topics in one call.
 // The Hub compares them with its own every few seconds, to find what it was not
 // told of. It reads each topic for that if it has to.
-type Header interface {
+type HeadReader interface {
 	// Heads returns the head of each topic, in the order given, as Read would, or
 	// the zero Position for one that cannot be reached or of which nothing is
 	// known; and an error only if none can be reached. A topic whose head is

@@ -74,7 +74,7 @@ type Options struct {
 // use.
 type Hub struct {
 	bp     Backplane
-	header Header // nil if bp is none
+	header HeadReader // nil if bp is none
 	opts   Options
 	log    *slog.Logger
 
@@ -141,7 +141,7 @@ func New(bp Backplane, opts *Options) *Hub {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	h.header, _ = bp.(Header)
+	h.header, _ = bp.(HeadReader)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.watcher = bp.Watch(sink{h})
 	if o.Outbox != nil {

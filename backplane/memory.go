@@ -50,7 +50,7 @@ type Memory struct {
 }
 
 var (
-	_ Header             = (*Memory)(nil)
+	_ HeadReader         = (*Memory)(nil)
 	_ EphemeralPublisher = (*Memory)(nil)
 )
 
@@ -220,7 +220,7 @@ func (m *Memory) Read(ctx context.Context, topic string, after replay.Position, 
 	return Page{Entries: b.Entries, Head: b.Head}, nil
 }
 
-// Heads implements [Header].
+// Heads implements [HeadReader].
 func (m *Memory) Heads(ctx context.Context, topics []string) ([]replay.Position, error) {
 	heads := make([]replay.Position, len(topics))
 	for i, name := range topics {

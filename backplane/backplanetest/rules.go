@@ -345,8 +345,8 @@ func checkReadNeverGoesBack(f *fixture) {
 
 func checkHeads(f *fixture) {
 	b := f.open()
-	if _, ok := b.(backplane.Header); !ok {
-		f.Skipf("SKIPPED: %T is not a Header", b)
+	if _, ok := b.(backplane.HeadReader); !ok {
+		f.Skipf("SKIPPED: %T is not a HeadReader", b)
 	}
 	names := some("topic", 20)
 	want := make([]replay.Position, len(names))
@@ -354,7 +354,7 @@ func checkHeads(f *fixture) {
 		want[i] = f.append(b, name, some("m", i%3+1)...)[i%3]
 	}
 	ask := append(slices.Clone(names), "nothing", names[3])
-	heads, err := b.(backplane.Header).Heads(f.ctx, ask)
+	heads, err := b.(backplane.HeadReader).Heads(f.ctx, ask)
 	if err != nil || len(heads) != len(ask) {
 		f.Fatalf("%d heads for %d topics, %v", len(heads), len(ask), err)
 	}
@@ -585,7 +585,7 @@ func checkClose(f *fixture) {
 	if err := w.Close(); err != nil {
 		f.Errorf("Close of a Watcher after Close: %v", err)
 	}
-	if h, ok := b.(backplane.Header); ok {
+	if h, ok := b.(backplane.HeadReader); ok {
 		if _, err := h.Heads(f.ctx, []string{"t"}); !errors.Is(err, backplane.ErrClosed) {
 			f.Errorf("Heads after Close: %v", err)
 		}

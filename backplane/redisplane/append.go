@@ -60,9 +60,7 @@ func (p *Plane) Append(ctx context.Context, topic string, m backplane.Message) (
 	if err != nil {
 		return notStored, err
 	}
-	if m.ID == noID {
-		m.ID = ""
-	} else if m.ID == "" {
+	if m.ID == "" {
 		// What is sent again because the answer was lost must not be stored twice.
 		m.ID = "\x00" + crand.Text()
 	}
@@ -354,5 +352,3 @@ func (p *Plane) PublishEphemeral(ctx context.Context, topic string, data []byte)
 	})
 	return err
 }
-
-const noID = "\xff none"

@@ -86,50 +86,43 @@ func BenchmarkAppend(b *testing.B) {
 				})
 				b.ReportMetric(cpu(b, c)/float64(b.N), "redis-us/op")
 			})
-			for _, withID := range []bool{false, true} {
-				for _, cancellable := range []bool{false, true} {
-					kind := "Append"
-					if withID {
-						kind += "+ID"
+			for _, kind := range []string{"Append", "Append+cancellable", "script"} {
+				b.Run(name+kind, func(b *testing.B) {
+					server := redistest.Start(b)
+					c := benchClient(b, server.Addr())
+					p, err := New(c, &Options{Timeout: 30 * time.Second})
+					if err != nil {
+						b.Fatal(err)
 					}
-					if cancellable {
-						kind += "+cancel"
+					defer p.Close()
+					ctx := context.Background()
+					if kind == "Append+cancellable" {
+						var cancel context.CancelFunc
+						ctx, cancel = context.WithCancel(ctx)
+						defer cancel()
 					}
-					b.Run(name+kind, func(b *testing.B) {
-						server := redistest.Start(b)
-						c := benchClient(b, server.Addr())
-						p, err := New(c, &Options{Timeout: 30 * time.Second})
-						if err != nil {
-							b.Fatal(err)
-						}
-						defer p.Close()
-						ctx := context.Background()
-						if cancellable {
-							var cancel context.CancelFunc
-							ctx, cancel = context.WithCancel(ctx)
-							defer cancel()
-						}
-						if _, err := p.Append(ctx, "warm", backplane.Message{}); err != nil {
-							b.Fatal(err)
-						}
-						must(b, server, "CONFIG RESETSTAT")
-						before := p.Stats()
-						b.ResetTimer()
-						parallel(b, publishers, func(g, i int) error {
-							m := backplane.Message{Data: data}
-							if withID {
-								m.ID = fmt.Sprint("some-id-of-twenty-", i)
-							} else {
-								m.ID = noID
-							}
+					if _, err := p.Append(ctx, "warm", backplane.Message{}); err != nil {
+						b.Fatal(err)
+					}
+					must(b, server, "CONFIG RESETSTAT")
+					before := p.Stats()
+					b.ResetTimer()
+					parallel(b, publishers, func(g, i int) error {
+						m := backplane.Message{ID: fmt.Sprint("some-id-of-twenty-", i), Data: data}
+						if kind != "script" {
 							_, err := p.Append(ctx, fmt.Sprint("t", g%topics), m)
 							return err
-						})
-						b.StopTimer()
-						b.ReportMetric(cpu(b, c)/float64(b.N), "redis-us/op")
-						b.ReportMetric(float64(b.N)/float64(p.Stats().Batches-before.Batches), "msgs/batch")
+						}
+						// One call for each message, without coalescing.
+						entries, room, age, _ := p.limits("")
+						call := &appendCall{topic: fmt.Sprint("t", g%topics), id: m.ID, entries: entries, room: room, age: age, body: string(appendBody(nil, 1, m))}
+						p.parts[0].exec([]*appendCall{call})
+						return call.err
 					})
-				}
+					b.StopTimer()
+					b.ReportMetric(cpu(b, c)/float64(b.N), "redis-us/op")
+					b.ReportMetric(float64(b.N)/float64(p.Stats().Batches-before.Batches), "msgs/batch")
+				})
 			}
 		}
 	}

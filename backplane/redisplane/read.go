@@ -155,7 +155,7 @@ func (p *Plane) readScript(ctx context.Context, topic string, after replay.Posit
 	return r, nil
 }
 
-// Heads implements [backplane.Header]: topics it cannot reach have the zero Position,
+// Heads implements [backplane.HeadReader]: topics it cannot reach have the zero Position,
 // unless that is all of them.
 func (p *Plane) Heads(ctx context.Context, topics []string) ([]replay.Position, error) {
 	return do(p, ctx, func(ctx context.Context) ([]replay.Position, error) {

@@ -103,7 +103,7 @@ type Plane struct {
 
 var (
 	_ backplane.Backplane          = (*Plane)(nil)
-	_ backplane.Header             = (*Plane)(nil)
+	_ backplane.HeadReader         = (*Plane)(nil)
 	_ backplane.EphemeralPublisher = (*Plane)(nil)
 )
 

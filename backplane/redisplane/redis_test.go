@@ -2,7 +2,6 @@ package redisplane
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"strings"
@@ -171,5 +170,152 @@ func standalone(t testing.TB) *backplanetest.Harness {
 
 func TestStandaloneRedisConforms(t *testing.T) { backplanetest.Run(t, standalone) }
 
-var _ = hex.EncodeToString
-var _ sync.Mutex
+// eachMaster runs a command on all servers that are masters.
+func eachMaster(t testing.TB, servers []*redistest.Server, cmd string) {
+	t.Helper()
+	for _, s := range servers {
+		if info, err := s.Do("INFO replication"); err == nil && strings.Contains(info, "role:master") {
+			must(t, s, cmd)
+		}
+	}
+}
+
+// With Sentinel, a restart is a failover: the master is killed, and its replica, which
+// has all, takes over.
+func TestRedisWithSentinelConforms(t *testing.T) {
+	master := redistest.Start(t)
+	replica := redistest.Replica(t, master.Addr())
+	servers := []*redistest.Server{master, replica}
+	sentinels := redistest.Sentinels(t, 3, 2, master)
+	var addrs []string
+	for _, s := range sentinels {
+		addrs = append(addrs, s.Addr())
+	}
+	failover := func() *redis.Client {
+		return redis.NewFailoverClient(&redis.FailoverOptions{
+			MasterName: redistest.MasterName, SentinelAddrs: addrs, DialTimeout: time.Second, ReadTimeout: time.Second,
+			WriteTimeout: time.Second, MaxRetries: 1, DialerRetries: 1, DisableIdentity: true,
+		})
+	}
+	backplanetest.Run(t, func(t testing.TB) *backplanetest.Harness {
+		admin := failover()
+		t.Cleanup(func() { admin.Close() })
+		eachMaster(t, servers, "FLUSHALL")
+		prefix := DefaultPrefix + "{0}"
+		return &backplanetest.Harness{
+			Open: func() backplane.Backplane {
+				client := failover()
+				plane, err := New(client, quick(entries))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { plane.Close(); client.Close() })
+				return plane
+			},
+			Entries: entries,
+			Slack:   entries / 8,
+			Restart: func() {
+				must(t, master, "WAIT 1 1000") // else it would be a rollback
+				master.Kill()
+				redistest.Says(t, 15*time.Second, "INFO replication", "role:master", replica)
+				master.Restart(t)
+				redistest.Says(t, 15*time.Second, "INFO replication", "master_link_status:up", master)
+				master, replica = replica, master
+			},
+			Flush: func() { eachMaster(t, servers, "FLUSHALL") },
+			Save: func() func() {
+				d := save(t, admin)
+				return func() { d.restore(t, admin) }
+			},
+			Evict:        func(topic string) { evict(t, admin, prefix, "m", topic) },
+			EvictEntries: func(topic string) { evict(t, admin, prefix, "s", topic) },
+			Expire:       func(topic string) { evict(t, admin, prefix, "s", topic) },
+			Cut: func() {
+				eachMaster(t, servers, "CLIENT KILL TYPE pubsub")
+				eachMaster(t, servers, "CLIENT KILL TYPE normal")
+			},
+		}
+	})
+}
+
+func clusterOptions(nodes []*redistest.Server) *redis.ClusterOptions {
+	o := &redis.ClusterOptions{
+		DialTimeout: time.Second, ReadTimeout: time.Second, WriteTimeout: time.Second, DialerRetries: 1, DisableIdentity: true,
+	}
+	for _, s := range nodes {
+		o.Addrs = append(o.Addrs, s.Addr())
+	}
+	return o
+}
+
+func TestRedisClusterConforms(t *testing.T) {
+	nodes := redistest.Cluster(t, 3, 0)
+	backplanetest.Run(t, func(t testing.TB) *backplanetest.Harness {
+		admin := redis.NewClusterClient(clusterOptions(nodes))
+		t.Cleanup(func() { admin.Close() })
+		eachMaster(t, nodes, "FLUSHALL")
+		ctx := context.Background()
+		find := func(kind string) func(topic string) {
+			return func(topic string) {
+				n := 0
+				err := admin.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+					keys, err := c.Keys(ctx, DefaultPrefix+"*}"+kind+"*:"+topic).Result()
+					for _, key := range keys {
+						n++
+						c.Del(ctx, key)
+					}
+					return err
+				})
+				if err != nil || n == 0 {
+					t.Fatalf("%d keys deleted, %v", n, err)
+				}
+			}
+		}
+		return &backplanetest.Harness{
+			Open: func() backplane.Backplane {
+				client := redis.NewClusterClient(clusterOptions(nodes))
+				opts := quick(entries)
+				opts.Partitions = 12
+				plane, err := New(client, opts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { plane.Close(); client.Close() })
+				return plane
+			},
+			Entries: entries,
+			Slack:   entries / 8,
+			Flush:   func() { eachMaster(t, nodes, "FLUSHALL") },
+			Save: func() func() {
+				var mu sync.Mutex
+				dumps := map[string]dump{}
+				if err := admin.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+					d := save(t, c)
+					mu.Lock()
+					defer mu.Unlock()
+					dumps[c.Options().Addr] = d
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+				return func() {
+					if err := admin.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+						mu.Lock()
+						defer mu.Unlock()
+						dumps[c.Options().Addr].restore(t, c)
+						return nil
+					}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			},
+			Evict:        find("m"),
+			EvictEntries: find("s"),
+			Expire:       find("s"),
+			Cut: func() {
+				eachMaster(t, nodes, "CLIENT KILL TYPE pubsub")
+				eachMaster(t, nodes, "CLIENT KILL TYPE normal")
+			},
+		}
+	})
+}

@@ -25,16 +25,18 @@ var table = Table{
 		"./backoff", "./backplane", "./replay", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys", // which go-redis needs
 	},
-	"heartbeat":        nil,
-	"replay":           nil,
-	"internal/deptest": nil,
-	"internal/leak":    nil,
-	"internal/memnet":  {"./backoff"}, // its tests run coder/websocket over it
-	"internal/mutant":  nil,
-	"internal/readme":  nil,
-	"internal/torture": {"./backplane", "./replay"},
-	"internal/wsrig":   nil,
-	"examples/...":     {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket"},
+	"heartbeat":           nil,
+	"replay":              nil,
+	"internal/deptest":    nil,
+	"internal/faultproxy": nil,
+	"internal/leak":       nil,
+	"internal/memnet":     {"./backoff"}, // its tests run coder/websocket over it
+	"internal/mutant":     nil,
+	"internal/readme":     nil,
+	"internal/redistest":  nil,
+	"internal/torture":    {"./backplane", "./replay"},
+	"internal/wsrig":      nil,
+	"examples/...":        {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket"},
 }
 
 // mayRequire are the only modules that may stand as direct requirements in the

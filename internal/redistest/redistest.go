@@ -199,14 +199,19 @@ func (s *Server) boot() error {
 }
 
 // hurry lets a Sentinel look at the others more often, which it does not remember
-// when it is restarted. Its other periods stay, and the one for INFO is not less
-// than a second: in a failover Sentinels ask for INFO once a second whatever this
-// says, and reject a replica whose last answer is three of these periods old.
+// when it is restarted. What bounds the periods:
+//
+//   - A link that broke is dialled again after PING-PERIOD at the earliest. A
+//     promotion breaks links, so the period must be much shorter than the time
+//     after which the new master counts as dead, or a second failover follows.
+//   - In a failover replicas are asked for INFO once a second, whatever we say
+//     here, and one whose last answer is older than five PING-PERIODs, or three
+//     INFO-PERIODs, is not promoted.
 func (s *Server) hurry() error {
 	if !s.isSentinel() {
 		return nil
 	}
-	_, err := s.Do("SENTINEL DEBUG INFO-PERIOD 1000 ASK-PERIOD 100 PUBLISH-PERIOD 200")
+	_, err := s.Do("SENTINEL DEBUG INFO-PERIOD 1000 PING-PERIOD 400 ASK-PERIOD 100 PUBLISH-PERIOD 200")
 	if err != nil {
 		s.Kill()
 		return fmt.Errorf("redistest: SENTINEL DEBUG: %w", err)

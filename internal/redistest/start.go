@@ -110,8 +110,8 @@ func Replica(t testing.TB, addr string, args ...string) *Server {
 }
 
 // Sentinels starts n Sentinels that watch master, which has its replicas already,
-// as [MasterName]. When quorum of them, and two at least, have not heard the master
-// for most of a second, one of them promotes a replica. Sentinels returns when each
+// as [MasterName]. When quorum of them have not heard the master for a second, and for
+// 300 ms more for each but the first, one of them promotes a replica. Sentinels returns when each
 // knows the others and the replicas.
 func Sentinels(t testing.TB, n, quorum int, master *Server) []*Server {
 	t.Helper()
@@ -127,7 +127,7 @@ func Sentinels(t testing.TB, n, quorum int, master *Server) []*Server {
 		dir := t.TempDir()
 		file := filepath.Join(dir, "sentinel.conf")
 		text := fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d %d\n", MasterName, master.port, quorum) +
-			fmt.Sprintf("sentinel down-after-milliseconds %s %d\n", MasterName, 500+300*i) +
+			fmt.Sprintf("sentinel down-after-milliseconds %s %d\n", MasterName, 1000+300*i) +
 			fmt.Sprintf("sentinel failover-timeout %s 2000\n", MasterName)
 		if err := os.WriteFile(file, []byte(text), 0o666); err != nil {
 			t.Fatal(err)

@@ -369,7 +369,7 @@ type Node struct {
 }
 
 var (
-	_ backplane.Header             = (*Node)(nil)
+	_ backplane.HeadReader         = (*Node)(nil)
 	_ backplane.EphemeralPublisher = (*Node)(nil)
 )
 
@@ -509,7 +509,7 @@ func (n *Node) Read(ctx context.Context, topic string, after replay.Position, ma
 	return page, gap
 }
 
-// Heads implements backplane.Header.
+// Heads implements backplane.HeadReader.
 func (n *Node) Heads(ctx context.Context, topics []string) (heads []replay.Position, err error) {
 	_, err = n.call(ctx, func() {
 		for _, name := range topics {
