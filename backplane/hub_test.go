@@ -305,7 +305,7 @@ func hang(ctx context.Context) error {
 }
 
 // away is the error of a backplane that is away.
-var away = fmt.Errorf("connection refused: %w", ErrUnavailable)
+var errAway = fmt.Errorf("connection refused: %w", ErrUnavailable)
 
 // A crowd is many subscribers, served by a few goroutines.
 type crowd struct {
@@ -870,13 +870,13 @@ func TestWhatHasToBeReadAfterAnInterruptionIsTriedUntilItSucceeds(t *testing.T) 
 		b.set(func() {
 			b.onHeads = func(_ context.Context, do func() ([]replay.Position, error)) ([]replay.Position, error) {
 				if time.Now().Before(up) {
-					return nil, away
+					return nil, errAway
 				}
 				return do()
 			}
 			b.onRead = func(_ context.Context, _ string, _ replay.Position, do func() (Page, error)) (Page, error) {
 				if time.Now().Before(up.Add(10 * time.Second)) {
-					return Page{}, away
+					return Page{}, errAway
 				}
 				return do()
 			}
@@ -1348,13 +1348,13 @@ func TestSubscribeWaitsForABackplaneThatIsAway(t *testing.T) {
 		b.set(func() {
 			b.onAdd = func(_ context.Context, _ []string, do func() error) error {
 				if time.Since(start) < 10*time.Second {
-					return away
+					return errAway
 				}
 				return do()
 			}
 			b.onRead = func(_ context.Context, _ string, _ replay.Position, do func() (Page, error)) (Page, error) {
 				if time.Since(start) < 20*time.Second {
-					return Page{}, away
+					return Page{}, errAway
 				}
 				return do()
 			}
@@ -1480,8 +1480,8 @@ func TestReceiptsSayWhatBecameOfAMessage(t *testing.T) {
 			{Receipt{}, nil, Unknown, nil}, // a backplane that forgot to say
 			{Receipt{Outcome: NotStored}, nil, Unknown, nil},
 			{Receipt{Outcome: Queued}, nil, Unknown, nil},
-			{Receipt{}, away, Unknown, ErrUnavailable},
-			{Receipt{Outcome: NotStored}, away, NotStored, ErrUnavailable},
+			{Receipt{}, errAway, Unknown, ErrUnavailable},
+			{Receipt{Outcome: NotStored}, errAway, NotStored, ErrUnavailable},
 			{Receipt{Outcome: Committed}, other, Unknown, other},
 		} {
 			b.set(func() {

@@ -116,7 +116,7 @@ func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt,
 	o.mu.Lock()
 	behind := o.queues[topic] != nil
 	o.mu.Unlock()
-	var err error = ErrUnavailable
+	err := ErrUnavailable
 	if !behind {
 		item.last, err = o.hub.append(ctx, topic, m)
 		if err == nil || !errors.Is(err, ErrUnavailable) {

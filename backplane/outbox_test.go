@@ -62,9 +62,9 @@ func (b *tap) down(store bool, topics ...string) {
 				return do()
 			case store:
 				do()
-				return Receipt{}, away
+				return Receipt{}, errAway
 			}
-			return Receipt{Outcome: NotStored}, away
+			return Receipt{Outcome: NotStored}, errAway
 		}
 	})
 }
@@ -140,7 +140,7 @@ func TestTheOutboxDoesNotPassAMessageThatFails(t *testing.T) {
 		b.set(func() {
 			b.onAppend = func(_ context.Context, _ string, _ Message, do func() (Receipt, error)) (Receipt, error) {
 				if n++; n%3 != 0 {
-					return Receipt{Outcome: NotStored}, away
+					return Receipt{Outcome: NotStored}, errAway
 				}
 				return do()
 			}
@@ -446,7 +446,7 @@ func TestAPublishThatEndsDuringCloseIsNotQueued(t *testing.T) {
 		b.set(func() {
 			b.onAppend = func(_ context.Context, _ string, _ Message, _ func() (Receipt, error)) (Receipt, error) {
 				time.Sleep(2 * time.Second)
-				return Receipt{Outcome: NotStored}, away
+				return Receipt{Outcome: NotStored}, errAway
 			}
 		})
 		if r, err := h.Publish(t.Context(), "x", Message{}); !errors.Is(err, ErrUnavailable) || r.Outcome != NotStored {

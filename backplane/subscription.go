@@ -41,7 +41,7 @@ type SubscribeOptions struct {
 	Value any
 }
 
-// ReasonFloor: there are messages between the subscriber's position and its Floor.
+// ReasonFloor says that there are messages between the position of the subscriber and its Floor.
 // Missed is their number.
 const ReasonFloor replay.Reason = "floor"
 

@@ -179,6 +179,7 @@ func checkBounds(f *fixture) {
 	_, gap := f.read(b, "t", start, all)
 	if gap == nil {
 		f.Fatalf("of %d entries all are kept, want at most %d", n, f.h.Entries+f.h.Slack)
+		return
 	}
 	kept := int(gap.Head.Seq - gap.Oldest.Seq)
 	switch {
@@ -211,6 +212,7 @@ func checkBoundaries(f *fixture) {
 	_, gap := f.read(b, "t", start, all)
 	if gap == nil {
 		f.Fatalf("nothing was trimmed")
+		return
 	}
 	oldest := gap.Oldest
 	try := func(what string, p replay.Position, reason replay.Reason) {

@@ -110,9 +110,10 @@ func Replica(t testing.TB, addr string, args ...string) *Server {
 }
 
 // Sentinels starts n Sentinels that watch master, which has its replicas already,
-// as [MasterName]. When quorum of them have not heard the master for a second, and for
-// 300 ms more for each but the first, one of them promotes a replica. Sentinels returns when each
-// knows the others and the replicas.
+// as [MasterName]. One takes the master for dead after a second of silence, the
+// next after 1.3 seconds, and so on; when quorum of them do, and a majority votes,
+// one of them promotes a replica. It returns when each knows the others and the
+// replicas.
 func Sentinels(t testing.TB, n, quorum int, master *Server) []*Server {
 	t.Helper()
 	need(t)

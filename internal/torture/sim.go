@@ -28,8 +28,29 @@ type Plan struct {
 	Slow         bool          // calls take up to a second and a half
 	Sweep        time.Duration // of the hubs; zero for the default
 
+	// Pace is how long things take, as a factor: 1 if it is zero, which is for
+	// virtual time.
+	Pace float64
+
 	// Gentle leaves out faults in which the store loses something.
 	Gentle bool
+}
+
+// A World is what a plan is run on: some backplane, and ways to hurt it.
+type World interface {
+	// Open returns the backplane of a node. Run closes it at the end.
+	Open(node int) backplane.Backplane
+
+	// Fault hurts something, by what rnd gives, and heals it by itself. It calls
+	// note with what it does, and lose when something was lost. It is called again
+	// and again, by one goroutine.
+	Fault(rnd *rand.Rand, note func(what string), lose func())
+
+	// Heal returns when all is well again.
+	Heal()
+
+	// Stored returns everything that was ever stored, nil if that is not known.
+	Stored() []Event
 }
 
 // An Outcome is what a run amounted to.
@@ -41,6 +62,7 @@ type Outcome struct {
 	Faults     map[string]int
 	Log        []string // the faults, in order
 	Stats      []backplane.Stats
+	Converged  time.Duration // from when all was healed until everybody was at the head
 }
 
 func (o *Outcome) String() string {
@@ -74,12 +96,16 @@ func (o *Outcome) Explain() string {
 	return b.String()
 }
 
-// Run runs a plan. It is to be called in a bubble of testing/synctest.
-func Run(p Plan) *Outcome {
+// Run runs a plan, in a bubble of testing/synctest unless the world is a real one.
+func Run(p Plan, w World) *Outcome {
+	if p.Pace == 0 {
+		p.Pace = 1
+	}
 	s := &sim{
 		Plan:  p,
 		start: time.Now(),
-		store: NewStore(p.Retention, ""),
+		world: w,
+		at:    map[string]replay.Position{},
 		out: &Outcome{
 			Faults: map[string]int{},
 			Record: Record{
@@ -90,12 +116,8 @@ func Run(p Plan) *Outcome {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	s.healthy = healthy
-	if p.Slow {
-		s.healthy.Latency = 1500 * time.Millisecond
-	}
-	for range p.Nodes {
-		n := &simNode{bp: s.store.Open(s.healthy)}
+	for i := range p.Nodes {
+		n := &simNode{bp: w.Open(i)}
 		n.start(p)
 		s.nodes = append(s.nodes, n)
 	}
@@ -107,31 +129,37 @@ func Run(p Plan) *Outcome {
 		readers.Go(func() { s.subscriber(ctx, i) })
 	}
 	s.faults(p.Length)
+	w.Heal()
 	s.calm.Store(true)
 	stop()
 	workers.Wait()
 
 	// One last message for each topic, and time to converge.
+	healed := time.Now()
 	for i := range p.Topics {
+		last := fmt.Sprint("last of ", i)
 		for {
-			r, err := s.nodes[0].current().Publish(context.Background(), topicName(i), backplane.Message{ID: fmt.Sprint("last ", i), Data: []byte(fmt.Sprint("last of ", i))})
+			call, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			r, err := s.nodes[0].current().Publish(call, topicName(i), backplane.Message{ID: last, Data: []byte(last)})
+			cancel()
 			if err == nil {
-				s.ack(topicName(i), r.Pos, fmt.Sprint("last of ", i))
+				s.ack(topicName(i), r.Pos, last)
+				s.out.Record.Heads[topicName(i)] = r.Pos
 				break
 			}
 			time.Sleep(time.Second)
 		}
 	}
-	time.Sleep(30 * time.Second)
+	for time.Since(healed) < 30*time.Second && !s.converged() {
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.out.Converged = time.Since(healed)
 	for _, n := range s.nodes {
 		h := n.current()
 		s.out.Stats = append(s.out.Stats, h.Stats())
 		h.Close(context.Background())
 	}
 	readers.Wait()
-	for i := range p.Topics {
-		s.out.Record.Heads[topicName(i)] = s.store.Head(topicName(i))
-	}
 	for _, n := range s.nodes {
 		n.bp.Close()
 	}
@@ -144,31 +172,42 @@ func Run(p Plan) *Outcome {
 			}
 		}
 	}
-	s.out.Record.Stored = s.store.All()
+	s.out.Record.Stored = w.Stored()
 	s.out.Violations = s.out.Record.Check()
 	return s.out
 }
 
-// healthy is a link as it is between faults: hints are never to be relied on.
-var healthy = Link{
-	Latency: 4 * time.Millisecond, Drop: 0.02, Repeat: 0.02, Delay: 0.05, Lateness: time.Second, Ring: 0.02, Unsure: 0.01,
+// converged reports whether all subscribers are at the head.
+func (s *sim) converged() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.Subscribers {
+		if topic := topicName(i % s.Topics); s.at[fmt.Sprintf("s%d", i)] != s.out.Record.Heads[topic] {
+			return false
+		}
+	}
+	return true
+}
+
+// paced returns a random time up to d, at the plan's pace.
+func (s *sim) paced(rnd *rand.Rand, d time.Duration) time.Duration {
+	return time.Duration(float64(rnd.Int64N(int64(d))) * s.Pace)
 }
 
 type sim struct {
 	Plan
 	start time.Time
-	store *Store
+	world World
 	nodes []*simNode
 	calm  atomic.Bool // no more faults
 
-	healthy Link
-
-	mu  sync.Mutex // guards what out points to
+	mu  sync.Mutex                 // guards at and what out points to
+	at  map[string]replay.Position // of each subscriber
 	out *Outcome
 }
 
 type simNode struct {
-	bp *Node
+	bp backplane.Backplane
 
 	mu  sync.Mutex // guards hub
 	hub *backplane.Hub
@@ -204,7 +243,7 @@ func (s *sim) ack(topic string, pos replay.Position, payload string) {
 func (s *sim) publisher(ctx context.Context, i int) {
 	rnd := rand.New(rand.NewPCG(s.Seed, uint64(1000+i)))
 	for n := 0; ; n++ {
-		if sleep(ctx, time.Duration(rnd.Int64N(int64(200*time.Millisecond)))) != nil {
+		if sleep(ctx, s.paced(rnd, 200*time.Millisecond)) != nil {
 			return
 		}
 		topic := topicName(rnd.IntN(s.Topics))
@@ -245,7 +284,7 @@ func (s *sim) subscriber(ctx context.Context, i int) {
 		last = s.calm.Load()
 		node := s.nodes[rnd.IntN(len(s.nodes))]
 		h := node.current()
-		session, cancel := context.WithTimeout(ctx, time.Duration(rnd.Int64N(int64(20*time.Second))))
+		session, cancel := context.WithTimeout(ctx, s.paced(rnd, 20*time.Second))
 		if last {
 			cancel()
 			session, cancel = context.WithCancel(context.Background())
@@ -278,8 +317,11 @@ func (s *sim) subscriber(ctx context.Context, i int) {
 				seen = append(seen, Event{At: time.Now(), Topic: topic, Pos: e.Pos, Stored: e.At, Payload: string(e.Data)})
 			}
 			at = b.To
+			s.mu.Lock()
+			s.at[who] = at
+			s.mu.Unlock()
 			if slow {
-				sleep(session, time.Duration(rnd.Int64N(int64(8*time.Second))))
+				sleep(session, s.paced(rnd, 8*time.Second))
 			}
 		}
 		cancel()
@@ -288,7 +330,7 @@ func (s *sim) subscriber(ctx context.Context, i int) {
 			panic(fmt.Sprintf("%s: %v", who, err))
 		}
 		if !last && ctx.Err() == nil {
-			time.Sleep(time.Duration(rnd.Int64N(int64(5 * time.Second))))
+			time.Sleep(s.paced(rnd, 5*time.Second))
 		}
 	}
 	s.mu.Lock()
@@ -298,86 +340,32 @@ func (s *sim) subscriber(ctx context.Context, i int) {
 	s.out.Record.Topics[who] = topic
 }
 
-// faults hurts the store and the nodes for so long, and heals them.
+// faults hurts the world and restarts nodes for so long.
 func (s *sim) faults(length time.Duration) {
 	rnd := rand.New(rand.NewPCG(s.Seed, 1))
-	restore := s.store.Save()
-	var saved sync.WaitGroup
+	note := func(what string) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.out.Faults[what]++
+		s.out.Log = append(s.out.Log, time.Now().Format("04:05.000 ")+what)
+	}
+	lose := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.out.Record.Losses = append(s.out.Record.Losses, time.Now())
+	}
 	for time.Since(s.start) < length {
-		time.Sleep(200*time.Millisecond + time.Duration(rnd.Int64N(int64(2*time.Second))))
-		n := s.nodes[rnd.IntN(len(s.nodes))]
-		d := time.Duration(rnd.Int64N(int64(8 * time.Second)))
-		worse := s.healthy
-		pick := rnd.IntN(100)
-		if s.Gentle && pick >= 92 {
-			pick -= 50
-		}
-		switch {
-		case pick < 20:
-			s.fault("cut", n, 0)
-			n.bp.Set(Link{Down: true})
-			n.bp.Set(s.healthy)
-		case pick < 35:
-			s.fault("down", n, d)
-			worse.Down = true
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
-		case pick < 50:
-			s.fault("hang", n, d)
-			worse.Hang = true
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
-		case pick < 70:
-			s.fault("hints lost", n, d)
-			worse.Drop = 1
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
-		case pick < 80:
-			s.fault("hints out of order", n, d)
-			worse.Delay, worse.Repeat = 0.7, 0.3
-			saved.Go(func() { n.bp.Set(worse); time.Sleep(d); n.bp.Set(s.healthy) })
-		case pick < 86:
-			s.fault("node restarts", n, d)
-			h := n.current()
+		time.Sleep(time.Duration(float64(200*time.Millisecond)*s.Pace) + s.paced(rnd, 2*time.Second))
+		if rnd.IntN(100) < 6 {
+			i := rnd.IntN(len(s.nodes))
+			note("node restarts")
+			h := s.nodes[i].current()
 			h.Close(context.Background())
-			n.start(s.Plan)
-		case pick < 92:
-			s.fault("store restarts", nil, 0)
-			s.store.Restart()
-			for _, n := range s.nodes {
-				n.bp.Set(s.healthy)
-			}
-		case pick < 96:
-			s.lose("rollback", restore)
-			restore = s.store.Save()
-		default:
-			s.lose("flush", s.store.Flush)
-			restore = s.store.Save()
+			s.nodes[i].start(s.Plan)
+			continue
 		}
-		if rnd.IntN(4) == 0 {
-			restore = s.store.Save()
-		}
+		s.world.Fault(rnd, note, lose)
 	}
-	saved.Wait()
-	for _, n := range s.nodes {
-		n.bp.Set(s.healthy)
-	}
-}
-
-func (s *sim) fault(kind string, n *simNode, d time.Duration) {
-	who := ""
-	for i, x := range s.nodes {
-		if x == n {
-			who = fmt.Sprintf(" at node %d for %v", i, d.Round(time.Millisecond))
-		}
-	}
-	s.out.Faults[kind]++
-	s.out.Log = append(s.out.Log, fmt.Sprintf("%s %s%s", time.Now().Format("04:05.000"), kind, who))
-}
-
-func (s *sim) lose(kind string, how func()) {
-	s.fault(kind, nil, 0)
-	how()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.out.Record.Losses = append(s.out.Record.Losses, time.Now())
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

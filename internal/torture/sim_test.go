@@ -38,7 +38,7 @@ func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
 		}
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
-			out := Run(p)
+			out := Run(p, NewVirtual(p))
 			virtual += time.Since(start)
 			if len(out.Violations) > 0 {
 				t.Errorf("seed %d: %s\n%s", p.Seed, out, out.Explain())
