@@ -17,8 +17,9 @@
 // walks through it:
 //
 //   - [github.com/holdfast-ws/holdfast/backplane]: a hub for each server, and what
-//     the servers have in common. A subscriber on any of them gets every message
-//     once, in the order that all share, or one Reset that is true.
+//     the servers have in common: memory, or Redis with backplane/redisplane. A
+//     subscriber on any of them gets every message once, in the order that all
+//     share, or one Reset that is true.
 //   - [github.com/holdfast-ws/holdfast/replay]: the newest messages of a topic,
 //     numbered, and a cursor for each reader. A reader gets each message once, in
 //     order, without a gap, across its absences; or it is told what it missed.

@@ -146,6 +146,11 @@ func (p *Plane) readScript(ctx context.Context, topic string, after replay.Posit
 			return r, bad
 		}
 	}
+	// A head that was restored from a snapshot may stand before what its last segment
+	// has got since.
+	for n := len(r.data); n > 0 && r.data[n-1].Pos.Seq > r.head.pos.Seq; n-- {
+		r.data = r.data[:n-1]
+	}
 	// What is returned is contiguous, or something has been at it that is not ours.
 	for i := 1; i < len(r.data); i++ {
 		if a, b := &r.data[i-1], &r.data[i]; b.Pos.Seq != a.Pos.Seq+1 || b.Prev != a.Pos.Tag {
@@ -165,7 +170,7 @@ func (p *Plane) Heads(ctx context.Context, topics []string) ([]replay.Position, 
 			key := headKey(p.part(topic).prefix, topic)
 			cmds[i] = pipe.GetRange(ctx, key, 0, headSize-1)
 			// A head that is asked for is kept. It is asked for very often.
-			if rand.IntN(64) == 0 {
+			if rand.IntN(8) == 0 {
 				pipe.PExpire(ctx, key, p.opts.Identity)
 			}
 		}

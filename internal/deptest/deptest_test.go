@@ -36,7 +36,10 @@ var table = Table{
 	"internal/redistest":  nil,
 	"internal/torture":    {"./backplane", "./replay"},
 	"internal/wsrig":      nil,
-	"examples/...":        {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket"},
+	"examples/...": {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket",
+		"./internal/redistest", "github.com/redis/go-redis/v9", // twoservers
+		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys",
+	},
 }
 
 // mayRequire are the only modules that may stand as direct requirements in the

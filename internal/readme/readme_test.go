@@ -82,6 +82,8 @@ var runBy = map[string]func(t *testing.T, line string){
 	"go run ./examples/herd -clients 2000 -rate 50 -seed 7":            here,
 	"go run ./examples/sse":                                            serves,
 	"go test ./internal/torture -run Lossy -v":                         byGoTest,
+	"go test ./backplane/redisplane -run RealRedis -v":                 byGoTest,
+	"go run ./examples/twoservers":                                     tested,
 	"go run ./examples/zombies -plain":                                 tested,
 	"go run ./examples/herd":                                           inDemo,
 	"go mod init example.com/hello":                                    byTheStranger,
