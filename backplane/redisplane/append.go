@@ -95,8 +95,8 @@ func (p *Plane) Append(ctx context.Context, topic string, m backplane.Message) (
 		return c.receipt, c.err
 	}
 	if ctx.Done() == nil {
+		defer p.wg.Done()
 		part.lead(c)
-		p.wg.Done()
 		return c.receipt, c.err
 	}
 	done := make(chan struct{})
@@ -158,12 +158,19 @@ func (part *part) lead(c *appendCall) {
 		part.queue = part.queue[:left]
 	}
 	part.mu.Unlock()
-	part.exec(batch)
-	part.pass()
-	for _, x := range batch[1:] {
-		x.turn <- false
+	for _, x := range batch {
+		x.err = errPanic // until it is known better
 	}
+	defer func() {
+		part.pass() // the next batch begins before these are told
+		for _, x := range batch[1:] {
+			x.turn <- false
+		}
+	}()
+	part.exec(batch)
 }
+
+var errPanic = errors.New("redisplane: a hook of the client has panicked")
 
 // pass gives the lead to the first that waits.
 func (part *part) pass() {
@@ -199,20 +206,27 @@ func (part *part) exec(batch []*appendCall) {
 		byTopic[c.topic] = append(byTopic[c.topic], c)
 	}
 	// EVALSHA sha n keys… args…
-	args := make([]any, 3, 8+6*len(order)+2*len(batch))
+	args := make([]any, 3, 9+8*len(order)+3*len(batch))
 	for _, topic := range order {
 		args = append(args, headKey(part.prefix, topic))
 	}
 	o := &p.opts
-	args = append(args, len(part.prefix), p.publish, o.MaxAnnouncement, o.Identity.Milliseconds(), o.IDWindow.Milliseconds())
+	args[2] = len(order)
+	if p.cluster {
+		for _, c := range batch {
+			args = append(args, idKey(part.prefix, c.topic, c.id))
+		}
+		args[2] = len(order) + len(batch)
+	}
+	args = append(args, len(order), len(part.prefix), p.publish, o.MaxAnnouncement, o.Identity.Milliseconds(), o.IDWindow.Milliseconds())
 	for _, topic := range order {
 		calls := byTopic[topic]
-		args = append(args, newEpoch(), calls[0].entries, calls[0].room, calls[0].age.Milliseconds(), len(calls))
+		c := calls[0]
+		args = append(args, newEpoch(), c.entries, c.room, c.age.Milliseconds(), full(c.entries, maxSegment), full(c.room, maxSegmentBytes), len(calls))
 		for _, c := range calls {
 			args = append(args, c.id, c.body)
 		}
 	}
-	args[2] = len(order)
 	ctx, cancel := context.WithTimeout(p.ctx, o.Timeout)
 	defer cancel()
 	reply, outcome, err := part.send(ctx, args)
@@ -227,6 +241,15 @@ func (part *part) exec(batch []*appendCall) {
 		reply = part.receipts(reply, byTopic[topic])
 	}
 }
+
+// A segment is a sixteenth of what is kept, or less: what a Read fetches are whole
+// segments. But there are never more than 64, because the head lists them.
+const (
+	maxSegment      = 256
+	maxSegmentBytes = 128 << 10
+)
+
+func full(limit, most int64) int64 { return max(min(limit/16, most), limit/64, 1) }
 
 func newEpoch() string {
 	for {
@@ -322,6 +345,7 @@ func (part *part) receipts(reply []any, calls []*appendCall) []any {
 		return fail(backplane.Unknown, err)
 	}
 	for i, c := range calls {
+		c.err = nil
 		switch v := reply[1+i].(type) {
 		case int64:
 			tag := []byte(c.body[:4])

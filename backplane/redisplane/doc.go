@@ -28,14 +28,15 @@
 //
 // A message is one script call, which numbers, stores, bounds, looks for its ID and
 // announces. Those that are published at the same time share a call. A topic takes
-// its messages and some 300 bytes; all keys have a time to live. A node has one
+// its messages in up to 64 keys, and a kilobyte or two; an ID about 200 bytes; all keys
+// have a time to live. A node has one
 // connection for live messages (in a cluster one for each partition), and uses the
 // client's pool for all else.
 //
 // # Failures
 //
-// A connection for live messages that carries nothing is replaced after twice Probe,
-// 6 s by default, at the latest. Appends are told apart as the contract says: refused
+// A connection for live messages from which nothing comes any more is replaced within
+// about twice Probe, 6 s by default. Appends are told apart as the contract says: refused
 // by Redis, or never sent, is NotStored; no answer is Unknown. Either wraps
 // [backplane.ErrUnavailable].
 //
@@ -47,5 +48,10 @@
 //
 // Redis 6.2 or newer, 7.0 for a cluster. The scripts use keys that they build from the
 // one they are given, in the same slot: proxies that forbid this do not work.
-// Messages are read from the master only.
+// Messages are read from the master only. In a cluster, a topic whose slot is being
+// moved cannot be published to until that is done, and who resumes then may be told
+// that messages are trimmed which have not been moved yet.
+//
+// Whether a message is published twice is known from a key that may be evicted like
+// any other.
 package redisplane

@@ -3,7 +3,7 @@ package redisplane
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -120,7 +120,7 @@ func (p *Plane) readScript(ctx context.Context, topic string, after replay.Posit
 		room = noLimit
 	}
 	answer, err := readScript.Run(ctx, p.client, []string{headKey(prefix, topic)},
-		len(prefix), newEpoch(), p.opts.Identity.Milliseconds(), epoch, min(after.Seq, noLimit), want, room).Slice()
+		len(prefix), newEpoch(), p.opts.Identity.Milliseconds(), epoch, min(after.Seq, maxSeq), want, room).Slice()
 	if err != nil {
 		return r, unavailable(err)
 	}
@@ -146,11 +146,6 @@ func (p *Plane) readScript(ctx context.Context, topic string, after replay.Posit
 			return r, bad
 		}
 	}
-	// A head that was restored from a snapshot may stand before what its last segment
-	// has got since.
-	for n := len(r.data); n > 0 && r.data[n-1].Pos.Seq > r.head.pos.Seq; n-- {
-		r.data = r.data[:n-1]
-	}
 	// What is returned is contiguous, or something has been at it that is not ours.
 	for i := 1; i < len(r.data); i++ {
 		if a, b := &r.data[i-1], &r.data[i]; b.Pos.Seq != a.Pos.Seq+1 || b.Prev != a.Pos.Tag {
@@ -159,6 +154,27 @@ func (p *Plane) readScript(ctx context.Context, topic string, after replay.Posit
 	}
 	return r, nil
 }
+
+// keep reports whether the time to live of a topic's head is to be renewed: after an
+// eighth of it.
+func (p *Plane) keep(topic string) bool {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.kept[topic]) < p.opts.Identity/8 {
+		return false
+	}
+	if len(p.kept) >= maxKept {
+		clear(p.kept) // mostly of topics that nobody follows any more
+	}
+	p.kept[topic] = now
+	return true
+}
+
+const maxKept = 1 << 17
+
+// maxSeq is the largest number that a script knows exactly.
+const maxSeq = 1 << 53
 
 // Heads implements [backplane.HeadReader]: topics it cannot reach have the zero Position,
 // unless that is all of them.
@@ -169,8 +185,7 @@ func (p *Plane) Heads(ctx context.Context, topics []string) ([]replay.Position, 
 		for i, topic := range topics {
 			key := headKey(p.part(topic).prefix, topic)
 			cmds[i] = pipe.GetRange(ctx, key, 0, headSize-1)
-			// A head that is asked for is kept. It is asked for very often.
-			if rand.IntN(8) == 0 {
+			if p.keep(topic) {
 				pipe.PExpire(ctx, key, p.opts.Identity)
 			}
 		}

@@ -16,7 +16,7 @@ if not head then
   head = ARGV[2] .. struct.pack('>I8I4I8', 0, 0, 0)
   call('SET', key, head, 'PX', ARGV[3])
 elseif call('PTTL', key) * 2 < tonumber(ARGV[3]) then
-  call('PEXPIRE', key, ARGV[3])
+  redis.pcall('PEXPIRE', key, ARGV[3]) -- reading goes on where Redis refuses to write
 end
 local epoch, seq, n = sub(head, 1, 16), unpack('>I8', head, 17), (#head - 36) / 28
 local function first(i) return unpack('>I8', head, 37 + (i - 1) * 28) end
@@ -51,9 +51,11 @@ local oldest, got = n + 1, {}
 for i = n, 1, -1 do
   if i >= from and i <= to then
     got[i] = call('GET', name(i))
-    if not got[i] then
+    local bytes = unpack('>I8', head, 49 + (i - 1) * 28)
+    if not got[i] or #got[i] < bytes then
       break
     end
+    got[i] = sub(got[i], 1, bytes)
   elseif call('EXISTS', name(i)) == 0 then
     break
   end

@@ -39,10 +39,11 @@ type Options struct {
 	Prefix string
 
 	// Limits returns how much history Redis keeps of a topic. At least that is
-	// kept, and up to a sixteenth more; what is kept for longer than Age is gone a
-	// sixteenth of that and a second later. Entries and Bytes may be negative for
-	// no limit, Age may not: nothing stays in Redis for ever. It is called for
-	// each append and must be quick. Nil means the defaults of replay.Limits.
+	// kept, and up to a sixteenth more, or one call's worth; what is kept for
+	// longer than Age is gone a sixteenth of that and a second later. Bytes counts
+	// 30 more for each entry. No limit, as negative numbers are, is not allowed:
+	// nothing stays in Redis for ever. It is called for each append and must be
+	// quick. Nil means the defaults of replay.Limits.
 	Limits func(topic string) replay.Limits
 
 	// Identity is how long Redis remembers how far the numbers of a topic have got
@@ -57,22 +58,24 @@ type Options struct {
 
 	// Partitions is the number of hash slots that topics are spread over, in a
 	// cluster. Each takes one connection for live messages on each node. Who
-	// changes it begins anew. 1 to 4096; not used without a cluster. Zero means
+	// changes it begins anew. 1 to 4096; always 1 without a cluster. Zero means
 	// DefaultPartitions.
 	Partitions int
 
-	// MaxAnnouncement is the length of an entry, in bytes, above which live
-	// messages only say that there is one. Zero means DefaultMaxAnnouncement.
+	// MaxAnnouncement is the length in bytes, with key and 30 more, above which a
+	// message is not in the live one that announces it, and every node reads it.
+	// Zero means DefaultMaxAnnouncement.
 	MaxAnnouncement int
 
 	// Probe is how often each connection for live messages is tried, through the
-	// way that publishing takes. One that does not carry the answer within another
-	// Probe is replaced: so it is found after twice that at most. Zero means
-	// DefaultProbe. At least 10 ms.
+	// way that publishing takes. One from which nothing comes for another Probe is
+	// replaced. Zero means DefaultProbe. At least 10 ms.
 	Probe time.Duration
 
-	// Timeout is how long a call may take that has no sooner deadline. The client's
-	// own timeouts also count. Zero means DefaultTimeout. At least 10 ms.
+	// Timeout is how long a call may take that has no sooner deadline. An append
+	// that is on its way to Redis also ends with the client's own timeouts, and
+	// those that wait for it then follow. Zero means DefaultTimeout. At least
+	// 10 ms.
 	Timeout time.Duration
 
 	// Logger gets what an operator wants to know, and never what messages contain.
@@ -97,7 +100,8 @@ type Plane struct {
 
 	mu       sync.Mutex // guards all below
 	closed   bool
-	wg       sync.WaitGroup // Add only while not closed
+	kept     map[string]time.Time // when the time to live of a head was renewed, see keep
+	wg       sync.WaitGroup       // Add only while not closed
 	watchers map[*watcher]bool
 }
 
@@ -126,7 +130,7 @@ var (
 // first call, or by [Plane.Ping]. The only error is an [*backplane.InputError] that
 // names the option that is not allowed.
 func New(client redis.UniversalClient, opts *Options) (*Plane, error) {
-	p := &Plane{client: client, publish: "PUBLISH", node: crand.Text(), watchers: map[*watcher]bool{}}
+	p := &Plane{client: client, publish: "PUBLISH", node: crand.Text(), watchers: map[*watcher]bool{}, kept: map[string]time.Time{}}
 	if opts != nil {
 		p.opts = *opts
 	}
@@ -135,12 +139,16 @@ func New(client redis.UniversalClient, opts *Options) (*Plane, error) {
 		if c == nil {
 			return nil, &backplane.InputError{Field: "client", Reason: "is nil"}
 		}
-		if p.opts.Partitions == 0 {
-			p.opts.Partitions = 1
+		if o := c.Options(); (o.ReadTimeout <= 0 || o.WriteTimeout <= 0) && !o.ContextTimeoutEnabled {
+			return nil, noTimeout
 		}
+		p.opts.Partitions = 1
 	case *redis.ClusterClient:
 		if c == nil {
 			return nil, &backplane.InputError{Field: "client", Reason: "is nil"}
+		}
+		if o := c.Options(); (o.ReadTimeout <= 0 || o.WriteTimeout <= 0) && !o.ContextTimeoutEnabled {
+			return nil, noTimeout
 		}
 		if c.Options().ReadOnly {
 			return nil, &backplane.InputError{Field: "client", Reason: "reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), which lag behind"}
@@ -153,9 +161,6 @@ func New(client redis.UniversalClient, opts *Options) (*Plane, error) {
 	if err := p.opts.fill(); err != nil {
 		return nil, err
 	}
-	if !p.cluster {
-		p.opts.Partitions = 1
-	}
 	for _, tag := range tags(p.opts.Partitions) {
 		p.parts = append(p.parts, &part{plane: p, prefix: p.opts.Prefix + "{" + tag + "}"})
 	}
@@ -166,6 +171,8 @@ func New(client redis.UniversalClient, opts *Options) (*Plane, error) {
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p, nil
 }
+
+var noTimeout = &backplane.InputError{Field: "client", Reason: "has no ReadTimeout or no WriteTimeout, and not ContextTimeoutEnabled: a call might never end"}
 
 // fill sets defaults and refuses what is not allowed.
 func (o *Options) fill() error {
@@ -210,8 +217,8 @@ func (o *Options) fill() error {
 	return nil
 }
 
-// noLimit stands for no limit in the scripts.
-const noLimit = 1 << 50
+// noLimit stands for no limit in the scripts, and is the greatest one.
+const noLimit = 1 << 40
 
 // limits returns what a topic keeps, with defaults.
 func (p *Plane) limits(topic string) (entries, bytes int64, age time.Duration, err error) {
@@ -226,16 +233,14 @@ func (p *Plane) limits(topic string) (entries, bytes int64, age time.Duration, e
 	if age == 0 {
 		age = replay.DefaultAge
 	}
-	if entries < 0 {
-		entries = noLimit
-	}
-	if bytes < 0 {
-		bytes = noLimit
-	}
 	switch {
+	case entries < 0 || entries > noLimit:
+		err = &backplane.InputError{Field: "Limits", Reason: fmt.Sprintf("of topic %q have %d Entries, want 1 to %d", topic, entries, int64(noLimit))}
+	case bytes < 0 || bytes > noLimit:
+		err = &backplane.InputError{Field: "Limits", Reason: fmt.Sprintf("of topic %q have %d Bytes, want 1 to %d", topic, bytes, int64(noLimit))}
 	case age < time.Millisecond:
 		err = &backplane.InputError{Field: "Limits", Reason: fmt.Sprintf("of topic %q have the Age %v, want a millisecond or more", topic, age)}
-	case age+age/16+time.Second > p.opts.Identity:
+	case age > p.opts.Identity-age/16-time.Second:
 		err = &backplane.InputError{Field: "Limits", Reason: fmt.Sprintf("of topic %q have the Age %v, longer than Identity", topic, age)}
 	}
 	return entries, bytes, age, err
@@ -301,15 +306,24 @@ func do[T any](p *Plane, ctx context.Context, f func(ctx context.Context) (T, er
 		value, err := f(call)
 		done <- result{value, err}
 	}()
+	var r result
 	select {
-	case r := <-done:
-		if r.err != nil && p.ctx.Err() != nil {
-			return none, backplane.ErrClosed
-		}
-		return r.value, r.err
+	case r = <-done:
 	case <-ctx.Done():
-		return none, context.Cause(ctx)
+	case <-call.Done(): // a client may be slow to notice
+		select {
+		case r = <-done:
+		default:
+			r.err = unavailable(context.DeadlineExceeded)
+		}
 	}
+	switch {
+	case ctx.Err() != nil: // whatever the client makes of it
+		return none, context.Cause(ctx)
+	case r.err != nil && p.ctx.Err() != nil:
+		return none, backplane.ErrClosed
+	}
+	return r.value, r.err
 }
 
 // Ping reports whether Redis can be reached now and is new enough (6.2, or 7.0 for a

@@ -107,7 +107,7 @@ func TestThreeHubsOnARealRedisKeepThePromise(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIPPED with -short: it takes 15 seconds")
 	}
-	limits := replay.Limits{Entries: 200, Bytes: -1}
+	limits := replay.Limits{Entries: 200, Bytes: 1 << 26}
 	w := &redisWorld{
 		t: t, began: time.Now(),
 		opts:   &Options{Probe: 200 * time.Millisecond, Timeout: time.Second, Limits: func(string) replay.Limits { return limits }},

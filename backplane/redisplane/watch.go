@@ -55,26 +55,32 @@ type feed struct {
 	stopped chan struct{} // closed when nothing of it runs any more
 	wake    chan struct{} // holds a token when there is something to send
 
-	mu      sync.Mutex // guards all below
-	topics  map[string]bool
-	session *session      // nil while there is none
-	changed chan struct{} // closed at each confirmation
+	mu      sync.Mutex      // guards all below
+	topics  map[string]bool // wanted; true when confirmed in this session
+	missing int             // topics that are not
+	waiting map[string][]*addition
+	changed []string // topics that send has to look at
+	session *session // nil while there is none
 }
 
-// A session is one connection. The feed's lock guards it, but for conn.
+// An addition is one call of Add.
+type addition struct {
+	left int           // topics not confirmed yet
+	done chan struct{} // closed when there are none
+}
+
+// A session is one connection. The feed's lock guards it, but for conn and pong.
 type session struct {
 	conn *redis.PubSub
+	pong chan string // the answers to our pings
 
-	asked     map[string]bool // channels subscribed to, until they are unsubscribed from
-	confirmed map[string]bool // those of asked that have been confirmed
-	subs      map[string]int  // confirmations to come, by channel
-	unsubs    map[string]int
-	again     bool // the sink is to be told of an interruption when all is confirmed
-	some      bool // a topic has been confirmed
-
-	heard  time.Time     // when something came
-	token  string        // of the last probe
-	answer chan struct{} // closed when it has come
+	asked  map[string]bool // channels subscribed to, until they are unsubscribed from
+	subs   map[string]int  // confirmations to come, by channel
+	unsubs map[string]int
+	again  bool // the sink is to be told of an interruption when all is confirmed
+	some   bool // a topic has been confirmed
+	heard  time.Time
+	token  string // that was published to try the connection; "" when it has come
 }
 
 // Add implements [backplane.Watcher].
@@ -105,15 +111,26 @@ func (w *watcher) Add(ctx context.Context, topics ...string) error {
 		feeds[f] = topics
 	}
 	w.mu.Unlock()
+	waits := make(map[*feed]*addition, len(feeds))
 	for f, topics := range feeds {
-		f.want(topics)
+		waits[f] = f.want(topics)
 	}
-	for f, topics := range feeds {
-		if err := f.confirmed(ctx, topics); err != nil {
-			return err
+	var err error
+	for f, a := range waits {
+		select {
+		case <-a.done:
+		case <-f.stopped:
+			err = backplane.ErrClosed
+		case <-ctx.Done():
+			err = fmt.Errorf("redisplane: not subscribed (%w): %w", context.Cause(ctx), backplane.ErrUnavailable)
 		}
 	}
-	return nil
+	if err != nil {
+		for f, a := range waits {
+			f.giveUp(a, feeds[f])
+		}
+	}
+	return err
 }
 
 // Remove implements [backplane.Watcher].
@@ -153,57 +170,112 @@ func (w *watcher) Close() error {
 func (w *watcher) newFeed(prefix string) *feed {
 	f := &feed{
 		w: w, prefix: prefix, topics: map[string]bool{},
-		stopped: make(chan struct{}), wake: make(chan struct{}, 1), changed: make(chan struct{}),
+		stopped: make(chan struct{}), wake: make(chan struct{}, 1), waiting: map[string][]*addition{},
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	go f.run()
 	return f
 }
 
-// want adds topics, and unwant takes them away.
-func (f *feed) want(topics []string) {
+// want adds topics. What it returns says when all are confirmed.
+func (f *feed) want(topics []string) *addition {
+	a := &addition{done: make(chan struct{})}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, topic := range topics {
-		f.topics[topic] = true
+		confirmed, ok := f.topics[topic]
+		if !ok {
+			f.topics[topic] = false
+			f.missing++
+			f.changed = append(f.changed, topic)
+			channel := channelKey(f.prefix, topic)
+			if s := f.session; s != nil && s.asked[channel] && s.subs[channel] == 0 {
+				f.confirm(topic) // it was unwanted, but nobody has told Redis yet
+				confirmed = true
+			}
+		}
+		if !confirmed {
+			a.left++
+			f.waiting[topic] = append(f.waiting[topic], a)
+		}
 	}
+	if a.left == 0 {
+		close(a.done)
+	}
+	f.poke()
+	return a
+}
+
+// giveUp forgets that somebody waits for topics.
+func (f *feed) giveUp(a *addition, topics []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, topic := range topics {
+		f.waiting[topic] = slices.DeleteFunc(f.waiting[topic], func(x *addition) bool { return x == a })
+		if len(f.waiting[topic]) == 0 {
+			delete(f.waiting, topic)
+		}
+	}
+}
+
+// unwant takes a topic away.
+func (f *feed) unwant(topic string) {
+	f.mu.Lock()
+	confirmed, ok := f.topics[topic]
+	if ok {
+		delete(f.topics, topic)
+		f.changed = append(f.changed, topic)
+		if !confirmed {
+			f.missing--
+		}
+	}
+	tell := f.whole()
 	f.mu.Unlock()
+	f.interrupted(tell)
 	f.poke()
 }
 
-func (f *feed) unwant(topic string) {
-	f.mu.Lock()
-	delete(f.topics, topic)
-	f.mu.Unlock()
-	f.poke()
+// confirm notes that a topic is subscribed to. The lock is held.
+func (f *feed) confirm(topic string) {
+	confirmed, ok := f.topics[topic]
+	if !ok || confirmed {
+		return
+	}
+	f.topics[topic] = true
+	f.missing--
+	for _, a := range f.waiting[topic] {
+		if a.left--; a.left == 0 {
+			close(a.done)
+		}
+	}
+	delete(f.waiting, topic)
+}
+
+// whole returns the topics of which the sink is to be told that they were interrupted,
+// as soon as all are confirmed again; and nil at any other time. The lock is held.
+func (f *feed) whole() []string {
+	s := f.session
+	if s == nil || !s.again || f.missing > 0 || s.subs[probeKey(f.prefix, f.w.plane.node)] > 0 {
+		return nil
+	}
+	s.again = false
+	if len(f.w.plane.parts) == 1 {
+		return []string{} // all
+	}
+	return slices.AppendSeq([]string{}, maps.Keys(f.topics))
+}
+
+// interrupted tells the sink what whole has returned.
+func (f *feed) interrupted(topics []string) {
+	if topics != nil && (len(topics) > 0 || len(f.w.plane.parts) == 1) {
+		f.w.sink.Interrupted(errInterrupted, topics...)
+	}
 }
 
 func (f *feed) poke() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
-	}
-}
-
-// confirmed waits until all topics are subscribed to.
-func (f *feed) confirmed(ctx context.Context, topics []string) error {
-	for {
-		f.mu.Lock()
-		all := f.session != nil
-		for _, topic := range topics {
-			all = all && f.session.confirmed[channelKey(f.prefix, topic)]
-		}
-		changed := f.changed
-		f.mu.Unlock()
-		if all {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-f.stopped:
-			return backplane.ErrClosed
-		case <-ctx.Done():
-			return fmt.Errorf("redisplane: not subscribed (%w): %w", context.Cause(ctx), backplane.ErrUnavailable)
-		}
 	}
 }
 
@@ -240,7 +312,7 @@ func (f *feed) serve(again bool) (ok bool, err error) {
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	probe := probeKey(f.prefix, p.node)
 	s := &session{
-		asked: map[string]bool{probe: true}, confirmed: map[string]bool{}, subs: map[string]int{probe: 1},
+		pong: make(chan string, 1), asked: map[string]bool{probe: true}, subs: map[string]int{probe: 1},
 		unsubs: map[string]int{}, again: again, heard: time.Now(),
 	}
 	if p.cluster {
@@ -250,6 +322,12 @@ func (f *feed) serve(again bool) (ok bool, err error) {
 	}
 	f.mu.Lock()
 	f.session = s
+	f.changed = f.changed[:0]
+	f.missing = len(f.topics)
+	for topic := range f.topics {
+		f.topics[topic] = false
+		f.changed = append(f.changed, topic)
+	}
 	f.mu.Unlock()
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(f.receive(ctx, s)) })
@@ -263,8 +341,6 @@ func (f *feed) serve(again bool) (ok bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.session = nil
-	close(f.changed)
-	f.changed = make(chan struct{})
 	return s.some, context.Cause(ctx)
 }
 
@@ -288,6 +364,11 @@ func (f *feed) receive(ctx context.Context, s *session) error {
 			if err := f.notice(s, m); err != nil {
 				return err
 			}
+		case *redis.Pong:
+			select {
+			case s.pong <- m.Payload:
+			default: // nobody waits for it
+			}
 		}
 	}
 }
@@ -297,9 +378,8 @@ func (f *feed) message(s *session, m *redis.Message) {
 	topic, ok := strings.CutPrefix(m.Channel, channelKey(f.prefix, ""))
 	if !ok {
 		f.mu.Lock()
-		if m.Payload == s.token {
+		if s.token != "" && m.Payload == s.token {
 			s.token = ""
-			close(s.answer)
 			f.w.plane.count.probes.Add(1)
 		}
 		f.mu.Unlock()
@@ -342,9 +422,10 @@ func (f *feed) notice(s *session, m *redis.Subscription) error {
 		if s.subs[m.Channel] == 0 {
 			delete(s.subs, m.Channel)
 		}
-		if s.subs[m.Channel] == 0 && s.unsubs[m.Channel] == 0 && s.asked[m.Channel] {
-			s.confirmed[m.Channel] = true
-			s.some = s.some || m.Channel != probeKey(f.prefix, f.w.plane.node)
+		topic, ok := strings.CutPrefix(m.Channel, channelKey(f.prefix, ""))
+		if ok && s.subs[m.Channel] == 0 && s.unsubs[m.Channel] == 0 && s.asked[m.Channel] {
+			s.some = true
+			f.confirm(topic)
 		}
 	case "unsubscribe", "sunsubscribe":
 		if s.unsubs[m.Channel] == 0 {
@@ -356,22 +437,9 @@ func (f *feed) notice(s *session, m *redis.Subscription) error {
 			delete(s.unsubs, m.Channel)
 		}
 	}
-	var interrupted []string
-	if s.again && len(s.subs) == 0 && len(s.asked) > len(f.topics) {
-		s.again = false
-		interrupted = []string{}
-		if len(f.w.plane.parts) > 1 {
-			interrupted = slices.Collect(maps.Keys(f.topics))
-		}
-	}
-	if len(s.subs) == 0 {
-		close(f.changed)
-		f.changed = make(chan struct{})
-	}
+	tell := f.whole()
 	f.mu.Unlock()
-	if interrupted != nil {
-		f.w.sink.Interrupted(errInterrupted, interrupted...)
-	}
+	f.interrupted(tell)
 	return nil
 }
 
@@ -385,26 +453,29 @@ func (f *feed) send(ctx context.Context, s *session) error {
 	for {
 		var add, drop []string
 		f.mu.Lock()
-		for topic := range f.topics {
-			if channel := channelKey(f.prefix, topic); !s.asked[channel] && len(add) < maxChannels {
+		n := min(len(f.changed), maxChannels)
+		for _, topic := range f.changed[:n] {
+			channel := channelKey(f.prefix, topic)
+			_, wanted := f.topics[topic]
+			switch {
+			case wanted && !s.asked[channel]:
 				add = append(add, channel)
-			}
-		}
-		for channel := range s.asked {
-			if topic, ok := strings.CutPrefix(channel, channelKey(f.prefix, "")); ok && !f.topics[topic] && len(drop) < maxChannels {
+				s.asked[channel] = true
+				s.subs[channel]++
+			case !wanted && s.asked[channel]:
 				drop = append(drop, channel)
+				delete(s.asked, channel)
+				s.unsubs[channel]++
+			case wanted && s.subs[channel] == 0: // it was taken away and added again meanwhile
+				f.confirm(topic)
 			}
 		}
-		for _, channel := range add {
-			s.asked[channel] = true
-			s.subs[channel]++
-		}
-		for _, channel := range drop {
-			delete(s.asked, channel)
-			delete(s.confirmed, channel)
-			s.unsubs[channel]++
+		tell := f.whole()
+		if f.changed = f.changed[n:]; len(f.changed) == 0 {
+			f.changed = nil
 		}
 		f.mu.Unlock()
+		f.interrupted(tell)
 		var err error
 		switch {
 		case len(add) > 0 && f.w.plane.cluster:
@@ -422,7 +493,7 @@ func (f *feed) send(ctx context.Context, s *session) error {
 		if err != nil {
 			return err
 		}
-		if len(add)+len(drop) > 0 {
+		if n > 0 {
 			continue
 		}
 		select {
@@ -433,45 +504,56 @@ func (f *feed) send(ctx context.Context, s *session) error {
 	}
 }
 
-// probe tries, again and again, whether the connection carries what is published.
+// probe tries, again and again, whether the connection carries what is published. What
+// comes on one connection comes in order: so if a message was published, and then an
+// answer to a ping comes before it, it does not come at all. Only a connection from
+// which nothing comes is judged by time.
 func (f *feed) probe(ctx context.Context, s *session) error {
 	p := f.w.plane
-	channel := probeKey(f.prefix, p.node)
 	for n := 0; ; n++ {
-		if backoff.Sleep(ctx, p.opts.Probe*7/8+rand.N(p.opts.Probe/4+1)) != nil {
+		if backoff.Sleep(ctx, p.opts.Probe*3/4+rand.N(p.opts.Probe/4+1)) != nil {
 			return context.Cause(ctx)
 		}
-		begun := time.Now()
-		answer := make(chan struct{})
+		token := strconv.Itoa(n)
 		f.mu.Lock()
-		s.token, s.answer = strconv.Itoa(n), answer
+		ready := s.subs[probeKey(f.prefix, p.node)] == 0
+		s.token = token
 		f.mu.Unlock()
-		if err := s.conn.Ping(ctx); err != nil {
+		published := false
+		if ready {
+			call, cancel := context.WithTimeout(ctx, p.opts.Probe)
+			_, err := do(p, call, func(ctx context.Context) (any, error) {
+				return nil, p.client.Do(ctx, p.publish, probeKey(f.prefix, p.node), token).Err()
+			})
+			cancel()
+			published = err == nil // otherwise the ping still tells whether anything comes
+		}
+		if err := s.conn.Ping(ctx, token); err != nil {
 			return err
 		}
-		call, cancel := context.WithTimeout(ctx, p.opts.Probe)
-		receivers, err := do(p, call, func(ctx context.Context) (int, error) {
-			return p.client.Do(ctx, p.publish, channel, strconv.Itoa(n)).Int()
-		})
-		if err == nil && receivers == 0 {
-			cancel()
-			return errElsewhere
+		for answered := false; !answered; {
+			timer := time.NewTimer(p.opts.Probe)
+			select {
+			case pong := <-s.pong:
+				answered = pong == token
+			case <-ctx.Done():
+			case <-timer.C:
+				f.mu.Lock()
+				silent := time.Since(s.heard) >= p.opts.Probe
+				f.mu.Unlock()
+				if silent {
+					return errSilent
+				}
+			}
+			timer.Stop()
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 		}
-		select {
-		case <-answer:
-		case <-call.Done():
-		}
-		late := call.Err() != nil
-		cancel()
 		f.mu.Lock()
-		heard := s.heard.After(begun)
+		lost := s.token != ""
 		f.mu.Unlock()
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case late && !heard:
-			return errSilent
-		case late && err == nil:
+		if published && lost {
 			return errElsewhere
 		}
 	}

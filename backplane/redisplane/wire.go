@@ -53,11 +53,11 @@ func parseEntries(entries []replay.Entry, epoch uint64, s string) ([]replay.Entr
 			return nil, errFormat
 		}
 		key := int(binary.BigEndian.Uint16(b[24:]))
-		data := int(binary.BigEndian.Uint32(b[26:]))
-		if uint64(len(b)) < uint64(entryHeader+bodyHeader+key)+uint64(data) {
+		size := entryHeader + bodyHeader + uint64(key) + uint64(binary.BigEndian.Uint32(b[26:]))
+		if uint64(len(b)) < size {
 			return nil, errFormat
 		}
-		end := entryHeader + bodyHeader + key + data
+		end := int(size)
 		e := replay.Entry{
 			Pos:  replay.Position{Epoch: epoch, Seq: binary.BigEndian.Uint64(b), Tag: binary.BigEndian.Uint32(b[8:])},
 			Prev: binary.BigEndian.Uint32(b[12:]),
