@@ -76,6 +76,21 @@ func through(t testing.TB, server *redistest.Server, opts *Options) (*Plane, *fa
 	return p, proxy
 }
 
+// connectPatient is connect with a client that waits for as long as a test does, so
+// that a test which pauses the server need not hurry.
+func connectPatient(t testing.TB, addr string, opts *Options) *Plane {
+	t.Helper()
+	o := options(addr)
+	o.ReadTimeout = patience
+	client := redis.NewClient(o)
+	p, err := New(client, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close(); client.Close() })
+	return p
+}
+
 // hold makes all appends wait until the first returned function is called, as if
 // somebody's call was under way; the second tells how many wait.
 func hold(p *Plane, topic string) (release func(), waiting func() int) {
@@ -436,6 +451,7 @@ func TestDuplicatesWithinOneBatchAreFound(t *testing.T) {
 
 // #30: the script runs, and its answer is lost.
 func TestATimeoutAfterTheCommitIsUnknownAndTheRetryADuplicate(t *testing.T) {
+	collect(t)
 	server := redistest.Start(t)
 	direct, _ := connect(t, server.Addr(), quick(entries))
 	proxy, err := faultproxy.New(server.Addr())
@@ -492,6 +508,7 @@ func TestATimeoutAfterTheCommitIsUnknownAndTheRetryADuplicate(t *testing.T) {
 }
 
 func TestAContextThatEndsDuringTheCallLeavesTheOutcomeUnknown(t *testing.T) {
+	collect(t)
 	server := redistest.Start(t)
 	p, proxy := through(t, server, quick(entries))
 	put(t, p, "t", "", "first")
@@ -514,6 +531,7 @@ func TestAContextThatEndsDuringTheCallLeavesTheOutcomeUnknown(t *testing.T) {
 // The connection breaks when the message is stored already: the same call tries
 // again, with or without an ID of the caller's.
 func TestAnAnswerThatIsCutIsAskedForAgain(t *testing.T) {
+	collect(t)
 	server := redistest.Start(t)
 	p, proxy := through(t, server, quick(4*entries))
 	for i, cut := range []int64{1, 2, 5, 20, 27} {
@@ -535,6 +553,7 @@ func TestAnAnswerThatIsCutIsAskedForAgain(t *testing.T) {
 // A failure whose outcome is unknown, and then one that is known to be harmless: the
 // first counts.
 func TestARetryThatFailsDoesNotHideAnUnknownOutcome(t *testing.T) {
+	collect(t)
 	server := redistest.Start(t)
 	direct, _ := connect(t, server.Addr(), quick(entries))
 	proxy, err := faultproxy.New(server.Addr())
@@ -703,6 +722,7 @@ func read2(p *Plane, topic string) (string, error) {
 
 // Each answer is that of a Redis which has not begun, in its own words.
 func TestWhatIsRefusedIsNotStored(t *testing.T) {
+	collect(t)
 	for _, answer := range []string{
 		"LOADING Redis is loading the dataset in memory",
 		"BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
@@ -978,8 +998,9 @@ func TestKeysAndDataAreAnyBytes(t *testing.T) {
 // Redis hangs: nobody waits for longer than they want, and it is known of each what
 // became of its message.
 func TestAppendsToARedisThatHangsEndWithTheirContexts(t *testing.T) {
+	collect(t)
 	server := redistest.Start(t)
-	p, _ := connect(t, server.Addr(), quick(entries))
+	p := connectPatient(t, server.Addr(), quick(entries))
 	put(t, p, "t", "", "before")
 	_, waiting := hold(p, "") // for waiting
 	p.part("").pass()
@@ -1057,9 +1078,10 @@ func TestWhoLeavesPassesTheLeadOn(t *testing.T) {
 }
 
 func TestAppendsThatWaitShareCalls(t *testing.T) {
+	collect(t)
 	server := redistest.Start(t)
 	for _, topics := range []int{1, 100} {
-		p, _ := connect(t, server.Addr(), quick(0))
+		p := connectPatient(t, server.Addr(), quick(0))
 		put(t, p, "warm", "", "x")
 		server.Pause()
 		first := later(p, bounded(t), "first", backplane.Message{})
@@ -1143,6 +1165,7 @@ func TestACallOfTheScriptIsBounded(t *testing.T) {
 }
 
 func TestManyWhoAppendAndGiveUpAtRandomGetReceiptsThatAreTrue(t *testing.T) {
+	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), keep(replay.Limits{Entries: plenty, Bytes: plenty}))
 	seed := rand.Uint64()
@@ -1217,19 +1240,17 @@ func TestManyWhoAppendAndGiveUpAtRandomGetReceiptsThatAreTrue(t *testing.T) {
 
 func TestAfterCloseNothingIsStored(t *testing.T) {
 	t.Parallel()
+	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), quick(entries))
 	put(t, p, "t", "", "x")
-	server.Pause()
-	defer server.Resume()
+	release, waiting := hold(p, "t")
 	first := later(p, context.Background(), "t", backplane.Message{})
 	second := later(p, bounded(t), "t", backplane.Message{})
-	part := p.part("t")
-	until(t, "one leads and one waits", func() bool {
-		part.mu.Lock()
-		defer part.mu.Unlock()
-		return len(part.queue) == 1
-	})
+	until(t, "both wait", func() bool { return waiting() == 2 })
+	server.Pause()
+	defer server.Resume()
+	release()
 	closed := make(chan struct{})
 	go func() { p.Close(); close(closed) }()
 	for _, c := range []<-chan result{first, second} {
@@ -1437,6 +1458,11 @@ func TestALostSegmentTakesWhatCameBeforeWithIt(t *testing.T) {
 		case gap != nil || len(got) != max(0, 2*(9-i)-1):
 			t.Errorf("after %d: %q, %+v", i, got, gap)
 		}
+		// Also if the page would end before it: there is no reading on from there.
+		_, err := p.Read(bounded(t), "t", at[i], replay.Budget{Entries: 1})
+		if errors.As(err, &gap) != (i < 5) || i < 5 && gap.Oldest != at[5] {
+			t.Errorf("one entry after %d: %v", i, err)
+		}
 	}
 	// The last one, to which the next entry would have been added.
 	put(t, p, "t", "", "10")
@@ -1576,6 +1602,7 @@ func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 // the error. When the script caught it, appends went there for as long as the
 // connection lived, though the name led to the new master.
 func TestAConnectionToAMasterThatIsNoneAnyMoreIsDropped(t *testing.T) {
+	collect(t)
 	a := redistest.Start(t)
 	b := redistest.Start(t)
 	proxy, err := faultproxy.New(a.Addr())

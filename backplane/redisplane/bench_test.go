@@ -129,7 +129,7 @@ func BenchmarkAppend(b *testing.B) {
 }
 
 // BenchmarkDelivery is P12: from Publish on one node to a subscriber on another, one
-// message at a time, beside PUBLISH and Receive.
+// message at a time, beside the bare script and Receive, and PUBLISH and Receive.
 func BenchmarkDelivery(b *testing.B) {
 	b.Run("PUBLISH-Receive", func(b *testing.B) {
 		server := redistest.Start(b)
@@ -144,6 +144,28 @@ func BenchmarkDelivery(b *testing.B) {
 		for range b.N {
 			if err := c.Publish(ctx, "t", "x").Err(); err != nil {
 				b.Fatal(err)
+			}
+			if _, err := sub.ReceiveMessage(ctx); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("script-Receive", func(b *testing.B) {
+		server := redistest.Start(b)
+		p, c := connectB(b, server.Addr())
+		ctx := context.Background()
+		sub := c.Subscribe(ctx, channelKey(p.parts[0].prefix, "t"))
+		defer sub.Close()
+		if _, err := sub.Receive(ctx); err != nil {
+			b.Fatal(err)
+		}
+		entries, room, age, _ := p.limits("t")
+		b.ResetTimer()
+		for i := range b.N {
+			m := backplane.Message{ID: fmt.Sprint("some-id-of-twenty-", i), Data: []byte("x")}
+			call := &appendCall{topic: "t", id: m.ID, entries: entries, room: room, age: age, body: string(appendBody(nil, 1, m))}
+			if p.parts[0].exec([]*appendCall{call}); call.err != nil {
+				b.Fatal(call.err)
 			}
 			if _, err := sub.ReceiveMessage(ctx); err != nil {
 				b.Fatal(err)

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("REDIS_LOG") == "" {
 		logging.Disable()
 	}
-	leak.Main(m)
+	leak.Main(m, leak.Dropped)
 }
 
 // quick has short times, so that tests need not wait.

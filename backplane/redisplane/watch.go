@@ -466,16 +466,12 @@ func (f *feed) send(ctx context.Context, s *session) error {
 				drop = append(drop, channel)
 				delete(s.asked, channel)
 				s.unsubs[channel]++
-			case wanted && s.subs[channel] == 0: // it was taken away and added again meanwhile
-				f.confirm(topic)
 			}
 		}
-		tell := f.whole()
 		if f.changed = f.changed[n:]; len(f.changed) == 0 {
 			f.changed = nil
 		}
 		f.mu.Unlock()
-		f.interrupted(tell)
 		var err error
 		switch {
 		case len(add) > 0 && f.w.plane.cluster:

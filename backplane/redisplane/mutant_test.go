@@ -1,0 +1,53 @@
+package redisplane
+
+import (
+	"testing"
+
+	"github.com/holdfast-ws/holdfast/internal/mutant"
+)
+
+// The tests that find these are quick ones: they are run again for each.
+
+func TestBugsPlantedInAppendAndReadAreCaught(t *testing.T) {
+	mutant.Run(t, "^Test(TheIDOf|DuplicatesWithin|ATimeoutAfter|ErrorsAre|AppendsThatWaitKeep|WhoLeaves|RedisWithoutMemory|ALost|AReaderBefore|AScriptThatIsAborted|AConnectionTo|EveryKey)",
+		mutant.Mutant{Why: "no answer is taken for a refusal", File: "append.go",
+			Old: `errors.As(err, &dial) && dial.Op == "dial" ||`, New: `errors.As(err, &dial) ||`},
+		mutant.Mutant{Why: "who comes last goes first", File: "append.go",
+			Old: "part.queue = append(part.queue, c)", New: "part.queue = append([]*appendCall{c}, part.queue...)"},
+		mutant.Mutant{Why: "who leaves takes the lead away", File: "append.go",
+			Old: "		if lead {\n			part.pass()\n", New: "		if lead {\n"},
+		mutant.Mutant{Why: "the ID of a dead epoch is a receipt", File: "append.lua",
+			Old: "sub(dup, 1, 16) ~= epoch", New: "sub(dup, 1, 16) == ''"},
+		mutant.Mutant{Why: "what is not stored is a duplicate later", File: "append.lua",
+			Old: "ipairs(ids)", New: "ipairs({})"},
+		mutant.Mutant{Why: "a lost segment is taken for a short one", File: "append.lua",
+			Old: "if length == lbytes + #all then", New: "if type(length) == 'number' then"},
+		mutant.Mutant{Why: "a segment stays for ever", File: "append.lua",
+			Old: "pcall('SET', name, all, 'PX', string.format('%.0f', age + age / 16 + 1000))", New: "pcall('SET', name, all)"},
+		mutant.Mutant{Why: "the client does not see that Redis refuses", File: "append.lua",
+			Old: "local write = redis.call", New: "local write = redis.pcall"},
+		mutant.Mutant{Why: "the tag of the position is not compared", File: "read.go",
+			Old: "if r.data[0].Prev != after.Tag {", New: "if false {"},
+		mutant.Mutant{Why: "what was before a lost segment is read", File: "read.lua",
+			Old: "elseif call('EXISTS', name(i)) == 0 then", New: "elseif false then"},
+	)
+}
+
+func TestBugsPlantedInWatchAreCaught(t *testing.T) {
+	mutant.Run(t, "^Test(ALinkThatIsKilled|ALinkTo|ARedisThat|ASubscriptionThat|TheSinkIs|ATopicThatIsAdded|AddEnds)",
+		mutant.Mutant{Why: "the sink is not told of an interruption", File: "watch.go",
+			Old: "f.serve(had)", New: "f.serve(false && had)"},
+		mutant.Mutant{Why: "a confirmation is not waited for", File: "watch.go",
+			Old: "		if !confirmed {\n			a.left++", New: "		if !confirmed && f == nil {\n			a.left++"},
+		mutant.Mutant{Why: "the sink is told too early", File: "watch.go",
+			Old: "|| f.missing > 0 ", New: ""},
+		mutant.Mutant{Why: "a probe that does not come back is ignored", File: "watch.go",
+			Old: "if published && lost {", New: "if published && lost && false {"},
+		mutant.Mutant{Why: "silence is ignored", File: "watch.go",
+			Old: "				if silent {", New: "				if silent && false {"},
+		mutant.Mutant{Why: "a connection may be replaced in silence", File: "watch.go",
+			Old: "return errRepeated", New: "return nil"},
+		mutant.Mutant{Why: "who comes back at once waits for ever", File: "watch.go",
+			Old: "s.asked[channel] && s.subs[channel] == 0 {", New: "s.asked[channel] && s.subs[channel] < 0 {"},
+	)
+}
