@@ -228,10 +228,10 @@ func (h *Hub) PublishEphemeral(ctx context.Context, topic string, data []byte) e
 
 // Close ends the Hub: no more is published or subscribed, the outbox is given until
 // ctx is done to become empty, and then all subscriptions end with [ErrClosed].
-// Messages still in the outbox are handed to [Outbox.Done] with that error. When
-// Close returns nothing of the Hub runs any more, but for a Snapshot or Done that
-// does not return. It returns the [context.Cause] of ctx if the outbox was not
-// emptied. It may be called again, and then returns nil.
+// Messages still in the outbox are handed to [Outbox.Done] with that error. Close
+// waits for all that the Hub has called, a Snapshot or Done included, and when it
+// returns nothing of the Hub runs any more. It returns the [context.Cause] of ctx if
+// the outbox was not emptied. It may be called again, and then returns nil.
 func (h *Hub) Close(ctx context.Context) (err error) {
 	if h.closed.Swap(true) {
 		h.wg.Wait()
