@@ -36,8 +36,8 @@ type Options struct {
 	Sweep time.Duration
 
 	// Linger is how long a topic is still followed after its last subscriber has
-	// gone, to within a second, in case one comes back. Zero means DefaultLinger,
-	// negative no longer than it takes.
+	// gone, to within a second, in case one comes back. Zero means DefaultLinger;
+	// with a negative one the topic is dropped at the next check.
 	Linger time.Duration
 
 	// MaxMessage is the greatest length of Data that Publish takes. Zero means

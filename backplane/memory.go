@@ -18,8 +18,8 @@ const (
 
 // MemoryOptions are the choices for a [Memory]. Nil means all defaults.
 type MemoryOptions struct {
-	// Limits returns what a topic may store. It is called once, when the topic
-	// comes into being, without a lock. Nil means the defaults of replay.Limits
+	// Limits returns what a topic may store. It is called when the topic comes into
+	// being, without a lock. Nil means the defaults of replay.Limits
 	// for all.
 	Limits func(topic string) replay.Limits
 

@@ -41,8 +41,8 @@ type SubscribeOptions struct {
 	Value any
 }
 
-// ReasonFloor says that there are messages between the position of the subscriber and its Floor.
-// Missed is their number.
+// ReasonFloor says that there are messages between the position of the subscriber and
+// its Floor. Missed is their number.
 const ReasonFloor replay.Reason = "floor"
 
 // A Reset stands between what a subscriber has got before and what it gets next, if
@@ -169,11 +169,13 @@ func (h *Hub) Subscribe(ctx context.Context, topic string, opts *SubscribeOption
 	}
 	s := &Subscription{cursor: *t.log.Cursor(start, opts.Lag)}
 	s.cursor.Value = opts.Value
-	var none replay.Batch
-	if err := s.cursor.Read(&none, replay.Budget{Entries: 1}); opts.After.IsZero() && err != nil {
-		start = err.(*replay.GapError).Oldest // Last is more than Lag
+	if opts.After.IsZero() && opts.Lag != nil {
+		var none replay.Batch
+		if err := s.cursor.Read(&none, replay.Budget{Entries: 1}); err != nil {
+			start = err.(*replay.GapError).Oldest // Last is more than Lag
+		}
+		s.cursor.Seek(start)
 	}
-	s.cursor.Seek(start)
 	s.topic.Store(t)
 	if n := t.ephemerals.Load(); n > 0 || !opts.Floor.IsZero() {
 		x := &extra{done: make(chan struct{}), floor: opts.Floor, resumed: opts.After, tell: !opts.After.IsZero()}
@@ -387,7 +389,7 @@ func (s *Subscription) reset(t *topic, b *Batch, max replay.Budget, gap *replay.
 // goOn reads what is there from a place on, or later if need be.
 func (s *Subscription) goOn(t *topic, b *Batch, max replay.Budget, r *Reset, from replay.Position) {
 	for {
-		if r.Missed > 0 && r.Snapshot == nil && from.Epoch == r.Want.Epoch {
+		if r.Missed > 0 && from.Epoch == r.Want.Epoch {
 			r.Missed = from.Seq - r.Want.Seq
 		}
 		s.cursor.Seek(from)

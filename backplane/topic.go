@@ -161,7 +161,7 @@ func (t *topic) hint(e replay.Entry) {
 		return
 	case !t.distrust.IsZero():
 		if time.Now().Before(t.distrust) {
-			if t.gap(e.Pos) == nil {
+			if t.has(e.Pos) {
 				t.hub.count.duplicates.Add(1)
 			} else {
 				t.rung = true
@@ -276,8 +276,8 @@ func (t *topic) retryLater() {
 	})
 }
 
-// pause returns how long to wait after so many failures: full jitter over 0.1 s to
-// 5 s.
+// pause returns how long to wait after so many failures: full jitter over
+// 0.05 s, and twice that for each, up to 5 s.
 func pause(failures int) time.Duration {
 	window := min(50*time.Millisecond<<min(failures, 10), 5*time.Second)
 	return rand.N(window) + time.Millisecond
@@ -408,19 +408,20 @@ func (t *topic) readAnew(was replay.Position, rewound bool) error {
 // adopt makes the newest entries part of the log, which may have got further since
 // they were read. The lock is held.
 func (t *topic) adopt(page Page) error {
-	t.deep = true
 	from, gap := before(page), t.gap(page.Head)
 	switch {
-	case gap == nil && t.gap(from) == nil, gap != nil && gap.Reason == replay.ReasonTrimmed:
+	case gap == nil && t.has(from), gap != nil && gap.Reason == replay.ReasonTrimmed:
+		t.deep = true
 		return nil // it has all of them, or only newer ones
 	case gap == nil: // they go further back
 		var newer replay.Batch
 		if t.log.After(page.Head, &newer, replay.Budget{Entries: -1, Bytes: -1}) == nil {
 			page.Entries = slices.Concat(page.Entries, newer.Entries)
 		}
-	case gap.Reason == replay.ReasonAhead && t.gap(from) == nil:
+	case gap.Reason == replay.ReasonAhead && t.has(from):
 		switch t.log.Insert(page.Entries...) {
 		case replay.Appended, replay.Duplicate:
+			t.deep = true
 			return nil
 		}
 		return errContradiction
@@ -435,11 +436,10 @@ func (t *topic) replace(page Page) error {
 	if t.ended {
 		return nil // it tells its readers, and must not look alive again
 	}
-	t.deep = true
 	if t.log.Reset(before(page), page.Entries...) != replay.Appended {
 		return errContradiction
 	}
-	t.odd = 0
+	t.deep, t.odd = true, 0
 	return nil
 }
 
@@ -536,7 +536,13 @@ func (t *topic) covers(w *want) bool {
 		oldest, head := t.log.Bounds()
 		return t.deep || w.last >= 0 && head.Seq-oldest.Seq >= uint64(w.last)
 	}
-	return t.gap(w.after) == nil
+	return t.has(w.after)
+}
+
+// has reports whether the log can be read after p.
+func (t *topic) has(p replay.Position) bool {
+	at, ok := t.log.At(p.Seq)
+	return ok && at == p
 }
 
 // gap returns why the log cannot be read after p, or nil if it can.

@@ -281,7 +281,7 @@ func (t *topic) differs(had, head replay.Position) bool {
 	case head.Epoch != had.Epoch || head.Seq <= had.Seq:
 		return true
 	}
-	return t.gap(head) != nil // nil if it has arrived meanwhile
+	return !t.has(head) // it may have arrived meanwhile
 }
 
 // dropIdle ends topics that nobody has wanted for a while.

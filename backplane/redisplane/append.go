@@ -3,6 +3,7 @@ package redisplane
 import (
 	"context"
 	crand "crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,8 @@ const (
 // A part is what the Plane has for one partition. Appends to it are coalesced by the
 // appenders themselves: the first makes its call at once, those that come meanwhile
 // queue, and when the call is done the first of them makes one call for all. So one
-// appender alone pays nothing, and many share.
+// appender alone pays no more than a goroutine, without which its context could not end
+// its wait, and many share.
 type part struct {
 	plane  *Plane
 	prefix string
@@ -348,9 +350,8 @@ func (part *part) receipts(reply []any, calls []*appendCall) []any {
 		c.err = nil
 		switch v := reply[1+i].(type) {
 		case int64:
-			tag := []byte(c.body[:4])
 			c.receipt = backplane.Receipt{Outcome: backplane.Committed, Pos: replay.Position{
-				Epoch: epoch, Seq: uint64(v), Tag: uint32(tag[0])<<24 | uint32(tag[1])<<16 | uint32(tag[2])<<8 | uint32(tag[3]),
+				Epoch: epoch, Seq: uint64(v), Tag: binary.BigEndian.Uint32([]byte(c.body[:4])),
 			}}
 		case string:
 			c.receipt.Outcome = backplane.Duplicate

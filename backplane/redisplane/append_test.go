@@ -451,7 +451,6 @@ func TestDuplicatesWithinOneBatchAreFound(t *testing.T) {
 
 // #30: the script runs, and its answer is lost.
 func TestATimeoutAfterTheCommitIsUnknownAndTheRetryADuplicate(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	direct, _ := connect(t, server.Addr(), quick(entries))
 	proxy, err := faultproxy.New(server.Addr())
@@ -508,7 +507,6 @@ func TestATimeoutAfterTheCommitIsUnknownAndTheRetryADuplicate(t *testing.T) {
 }
 
 func TestAContextThatEndsDuringTheCallLeavesTheOutcomeUnknown(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, proxy := through(t, server, quick(entries))
 	put(t, p, "t", "", "first")
@@ -531,7 +529,6 @@ func TestAContextThatEndsDuringTheCallLeavesTheOutcomeUnknown(t *testing.T) {
 // The connection breaks when the message is stored already: the same call tries
 // again, with or without an ID of the caller's.
 func TestAnAnswerThatIsCutIsAskedForAgain(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, proxy := through(t, server, quick(4*entries))
 	for i, cut := range []int64{1, 2, 5, 20, 27} {
@@ -553,7 +550,6 @@ func TestAnAnswerThatIsCutIsAskedForAgain(t *testing.T) {
 // A failure whose outcome is unknown, and then one that is known to be harmless: the
 // first counts.
 func TestARetryThatFailsDoesNotHideAnUnknownOutcome(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	direct, _ := connect(t, server.Addr(), quick(entries))
 	proxy, err := faultproxy.New(server.Addr())
@@ -722,7 +718,6 @@ func read2(p *Plane, topic string) (string, error) {
 
 // Each answer is that of a Redis which has not begun, in its own words.
 func TestWhatIsRefusedIsNotStored(t *testing.T) {
-	collect(t)
 	for _, answer := range []string{
 		"LOADING Redis is loading the dataset in memory",
 		"BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
@@ -998,7 +993,6 @@ func TestKeysAndDataAreAnyBytes(t *testing.T) {
 // Redis hangs: nobody waits for longer than they want, and it is known of each what
 // became of its message.
 func TestAppendsToARedisThatHangsEndWithTheirContexts(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p := connectPatient(t, server.Addr(), quick(entries))
 	put(t, p, "t", "", "before")
@@ -1078,7 +1072,6 @@ func TestWhoLeavesPassesTheLeadOn(t *testing.T) {
 }
 
 func TestAppendsThatWaitShareCalls(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	for _, topics := range []int{1, 100} {
 		p := connectPatient(t, server.Addr(), quick(0))
@@ -1165,7 +1158,6 @@ func TestACallOfTheScriptIsBounded(t *testing.T) {
 }
 
 func TestManyWhoAppendAndGiveUpAtRandomGetReceiptsThatAreTrue(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), keep(replay.Limits{Entries: plenty, Bytes: plenty}))
 	seed := rand.Uint64()
@@ -1240,7 +1232,6 @@ func TestManyWhoAppendAndGiveUpAtRandomGetReceiptsThatAreTrue(t *testing.T) {
 
 func TestAfterCloseNothingIsStored(t *testing.T) {
 	t.Parallel()
-	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), quick(entries))
 	put(t, p, "t", "", "x")
@@ -1602,7 +1593,6 @@ func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 // the error. When the script caught it, appends went there for as long as the
 // connection lived, though the name led to the new master.
 func TestAConnectionToAMasterThatIsNoneAnyMoreIsDropped(t *testing.T) {
-	collect(t)
 	a := redistest.Start(t)
 	b := redistest.Start(t)
 	proxy, err := faultproxy.New(a.Addr())

@@ -52,7 +52,6 @@ func say(t *testing.T, p *Plane, topics []string, text string) {
 }
 
 func TestAClusterThatFailsOverIsFollowed(t *testing.T) {
-	collect(t)
 	nodes := redistest.Cluster(t, 3, 1)
 	p, topics, subs := inCluster(t, nodes)
 	say(t, p, topics, "one")
@@ -83,7 +82,6 @@ func TestAClusterThatFailsOverIsFollowed(t *testing.T) {
 // A slot is moved to another master, key by key, while topics in it are in use. In
 // between they cannot be published to, and nothing is published elsewhere instead.
 func TestASlotThatIsMovedIsFollowed(t *testing.T) {
-	collect(t)
 	nodes := redistest.Cluster(t, 2, 0)
 	p, topics, subs := inCluster(t, nodes)
 	say(t, p, topics, "one")

@@ -22,11 +22,6 @@ func headKey(prefix, topic string) string    { return prefix + "m:" + topic }
 func channelKey(prefix, topic string) string { return prefix + "c:" + topic }
 func probeKey(prefix, node string) string    { return prefix + "p:" + node }
 
-// The scripts build these.
-func segmentKey(prefix, epoch string, first uint64, topic string) string {
-	return prefix + "s" + epoch + strconv.FormatUint(first, 10) + ":" + topic
-}
-
 func idKey(prefix, topic, id string) string {
 	return fmt.Sprintf("%si%d:%s%s", prefix, len(topic), topic, id)
 }
@@ -69,6 +64,9 @@ func slot(tag string) uint16 {
 // partition returns which of n partitions a topic is in: FNV-1a, which is the same
 // everywhere and for ever.
 func partition(topic string, n int) int {
+	if n == 1 {
+		return 0
+	}
 	h := uint64(14695981039346656037)
 	for i := range len(topic) {
 		h = (h ^ uint64(topic[i])) * 1099511628211

@@ -260,3 +260,8 @@ func TestLargeNumbersMakeTheSameNames(t *testing.T) {
 		t.Errorf("%+v", all)
 	}
 }
+
+// segmentKey is what the scripts build.
+func segmentKey(prefix, epoch string, first uint64, topic string) string {
+	return prefix + "s" + epoch + strconv.FormatUint(first, 10) + ":" + topic
+}

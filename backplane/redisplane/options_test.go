@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -30,17 +29,6 @@ func until(t testing.TB, what string, ok func() bool) {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
-}
-
-// collect collects garbage at the end of a test. go-redis 9.22 leaves a socket on which
-// a handshake has failed to that (its issue 3982), and TestMain counts sockets.
-func collect(t testing.TB) {
-	t.Cleanup(func() {
-		for range 3 {
-			runtime.GC()
-			<-time.After(time.Millisecond) // finalizers run on a goroutine of their own
-		}
-	})
 }
 
 // bounded returns a context that ends a test that hangs.
@@ -298,7 +286,6 @@ func TestAVersionThatIsTooOldIsToldApart(t *testing.T) {
 }
 
 func TestPingTellsWhetherRedisIsThere(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), quick(entries))
 	ctx := bounded(t)

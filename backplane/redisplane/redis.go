@@ -248,9 +248,6 @@ func (p *Plane) limits(topic string) (entries, bytes int64, age time.Duration, e
 
 // part returns the partition of a topic.
 func (p *Plane) part(topic string) *part {
-	if len(p.parts) == 1 {
-		return p.parts[0]
-	}
 	return p.parts[partition(topic, len(p.parts))]
 }
 

@@ -90,10 +90,7 @@ func (w *watcher) Add(ctx context.Context, topics ...string) error {
 	}
 	byPart := map[int][]string{}
 	for _, topic := range topics {
-		i := 0
-		if n := len(w.plane.parts); n > 1 {
-			i = partition(topic, n)
-		}
+		i := partition(topic, len(w.plane.parts))
 		byPart[i] = append(byPart[i], topic)
 	}
 	feeds := make(map[*feed][]string, len(byPart))
@@ -136,10 +133,7 @@ func (w *watcher) Add(ctx context.Context, topics ...string) error {
 // Remove implements [backplane.Watcher].
 func (w *watcher) Remove(topics ...string) {
 	for _, topic := range topics {
-		i := 0
-		if n := len(w.plane.parts); n > 1 {
-			i = partition(topic, n)
-		}
+		i := partition(topic, len(w.plane.parts))
 		w.mu.Lock()
 		f := w.parts[i]
 		w.mu.Unlock()
@@ -305,8 +299,8 @@ func (f *feed) run() {
 	}
 }
 
-// serve is one session. It reports whether it was ever confirmed in whole, and
-// returns why it ended.
+// serve is one session. It reports whether a topic was confirmed in it, and returns
+// why it ended.
 func (f *feed) serve(again bool) (ok bool, err error) {
 	p := f.w.plane
 	ctx, cancel := context.WithCancelCause(f.ctx)

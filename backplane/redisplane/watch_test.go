@@ -190,7 +190,6 @@ func slow() *Options {
 }
 
 func TestASinkIsToldOfWhatItsTopicsGet(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), quick(entries))
 	other, _ := connect(t, server.Addr(), quick(entries))
@@ -225,7 +224,6 @@ func TestASinkIsToldOfWhatItsTopicsGet(t *testing.T) {
 
 // #12
 func TestALinkThatIsKilledLosesNothing(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	opts := slow()
 	p, _ := connect(t, server.Addr(), opts)
@@ -252,7 +250,6 @@ func TestALinkThatIsKilledLosesNothing(t *testing.T) {
 
 // #14: the kernel acknowledges everything, and nothing comes.
 func TestALinkThatCarriesNothingIsReplaced(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	log := &record{}
 	opts := quick(entries)
@@ -282,7 +279,6 @@ func TestALinkThatCarriesNothingIsReplaced(t *testing.T) {
 
 // Only the link for live messages is dead: publishing works.
 func TestALinkThatCarriesNothingIsFoundThoughPublishingWorks(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	opts := quick(entries)
 	opts.Probe = 100 * time.Millisecond
@@ -304,7 +300,6 @@ func TestALinkThatCarriesNothingIsFoundThoughPublishingWorks(t *testing.T) {
 }
 
 func TestARedisThatHangsIsNoticed(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	opts := quick(entries)
 	opts.Probe = 100 * time.Millisecond
@@ -325,7 +320,6 @@ func TestARedisThatHangsIsNoticed(t *testing.T) {
 // An address may lead somewhere else from one moment to the next, and connections
 // that exist stay where they are: to a master that is none any more, for one.
 func TestALinkToAnotherServerThanIsPublishedToIsReplaced(t *testing.T) {
-	collect(t)
 	for _, listened := range []bool{false, true} {
 		t.Run(fmt.Sprintf("somebody else listens there %t", listened), func(t *testing.T) {
 			a, b := redistest.Start(t), redistest.Start(t)
@@ -370,7 +364,6 @@ func TestALinkToAnotherServerThanIsPublishedToIsReplaced(t *testing.T) {
 // go-redis makes a new connection by itself, and subscribes again. What came in
 // between is lost.
 func TestASubscriptionThatIsConfirmedAgainIsAnInterruption(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	for _, test := range []struct {
 		what string
@@ -411,7 +404,6 @@ func TestASubscriptionThatIsConfirmedAgainIsAnInterruption(t *testing.T) {
 // The sink reads what it has missed when it is told, so all topics must be subscribed
 // to again by then, also if some that were wanted are not wanted any more.
 func TestTheSinkIsToldOfAnInterruptionWhenEverythingIsConfirmed(t *testing.T) {
-	collect(t)
 	p, err := New(nowhere(t), slow())
 	if err != nil {
 		t.Fatal(err)
@@ -461,7 +453,6 @@ func TestTheSinkIsToldOfAnInterruptionWhenEverythingIsConfirmed(t *testing.T) {
 
 // #33: Redis closes a connection that does not read.
 func TestAReaderThatIsTooSlowForRedisIsRepaired(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	must(t, server, `CONFIG SET client-output-buffer-limit "pubsub 1mb 1mb 1"`)
 	p, proxy := through(t, server, slow())
@@ -494,7 +485,6 @@ func TestAReaderThatIsTooSlowForRedisIsRepaired(t *testing.T) {
 // #34: half a message is no message, and the next connection begins anew.
 func TestAMessageThatIsCutBreaksNothing(t *testing.T) {
 	t.Parallel()
-	collect(t)
 	server := redistest.Start(t)
 	p, proxy := through(t, server, slow())
 	publisher, _ := connect(t, server.Addr(), slow())
@@ -530,7 +520,6 @@ func TestAMessageThatIsCutBreaksNothing(t *testing.T) {
 
 // #32: numbers begin at 1 again, and nobody may wait for an old one.
 func TestSubscribersAreToldThatRedisHasComeBackEmpty(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), quick(entries))
 	publisher, _ := connect(t, server.Addr(), quick(entries))
@@ -577,7 +566,6 @@ func commands(t testing.TB, server *redistest.Server, name string) int {
 }
 
 func TestManyTopicsAreWatchedWithFewCommands(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, client := connect(t, server.Addr(), slow())
 	var topics []string
@@ -626,7 +614,6 @@ func TestManyTopicsAreWatchedWithFewCommands(t *testing.T) {
 }
 
 func TestTopicsThatComeAndGoAtTheSameTimeAreWatchedInTheEnd(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), slow())
 	s, w := watch(t, p)
@@ -658,7 +645,6 @@ func TestTopicsThatComeAndGoAtTheSameTimeAreWatchedInTheEnd(t *testing.T) {
 // next one comes, waited for a confirmation that Redis had no reason to send, and
 // interruptions were not told any more.
 func TestATopicThatIsAddedAgainAtOnceIsConfirmed(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	p, _ := connect(t, server.Addr(), slow())
 	s, w := watch(t, p, "t", "u")
@@ -689,7 +675,6 @@ func TestATopicThatIsAddedAgainAtOnceIsConfirmed(t *testing.T) {
 }
 
 func TestAddEndsWithItsContext(t *testing.T) {
-	collect(t)
 	server := redistest.Start(t)
 	add := func(w backplane.Watcher) {
 		t.Helper()
@@ -732,7 +717,6 @@ func TestAddEndsWithItsContext(t *testing.T) {
 
 func TestCloseDoesNotWaitForAConnection(t *testing.T) {
 	t.Parallel()
-	collect(t)
 	server := redistest.Start(t)
 	for name, fault := range map[string]func(proxy *faultproxy.Proxy){
 		"refused":   func(proxy *faultproxy.Proxy) { proxy.Refuse.Store(true); proxy.ResetAll() },
@@ -824,7 +808,6 @@ func loseTwo(t *testing.T, opts *Options) (p *Plane, at []replay.Position) {
 
 // #8
 func TestAFailoverThatLosesMessagesIsToldToThoseWhoHadThem(t *testing.T) {
-	collect(t)
 	p, at := loseTwo(t, quick(entries))
 	// Nothing is published yet: who had them is ahead.
 	for i := range at {
@@ -878,7 +861,6 @@ func TestAFailoverThatLosesMessagesIsToldToThoseWhoHadThem(t *testing.T) {
 
 func TestAFeedStopsWhenItsServerNeverComesBack(t *testing.T) {
 	t.Parallel()
-	collect(t)
 	// A listener that nobody serves: connections are made, and hang.
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -36,8 +36,9 @@ var table = Table{
 	"internal/redistest":  nil,
 	"internal/torture":    {"./backplane", "./replay"},
 	"internal/wsrig":      nil,
-	"examples/...": {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket",
-		"./internal/redistest", "github.com/redis/go-redis/v9", // twoservers
+	"examples/...":        {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket"},
+	"examples/twoservers": {
+		"./backoff", "./backplane", "./replay", "./internal/redistest", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys",
 	},
 }

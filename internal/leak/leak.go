@@ -25,7 +25,7 @@ func Main(m *testing.M, allow ...Allowance) {
 		for range 10 * len(allow) {
 			if sockets() > before {
 				runtime.GC()
-				time.Sleep(10 * time.Millisecond) // finalizers run on their own goroutine
+				<-time.After(10 * time.Millisecond) // finalizers run on a goroutine of their own
 			}
 		}
 		if now := sockets(); now > before {

@@ -330,13 +330,6 @@ func (s *Store) Cut() {
 	}
 }
 
-// Head returns the head of a topic.
-func (s *Store) Head(topic string) replay.Position {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.topic(topic).head
-}
-
 // All returns everything that was ever stored, also what is lost.
 func (s *Store) All() []Event {
 	s.mu.Lock()
