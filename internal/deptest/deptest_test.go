@@ -25,6 +25,7 @@ var table = Table{
 		"./backoff", "./backplane", "./replay", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys", // which go-redis needs
 	},
+	"client":              {"./backoff", "./heartbeat", "./internal/retryafter", "github.com/coder/websocket"},
 	"heartbeat":           nil,
 	"replay":              nil,
 	"internal/deptest":    nil,
@@ -34,9 +35,12 @@ var table = Table{
 	"internal/mutant":     nil,
 	"internal/readme":     nil,
 	"internal/redistest":  nil,
+	"internal/retryafter": nil,
 	"internal/torture":    {"./backplane", "./replay"},
 	"internal/wsrig":      nil,
-	"examples/...":        {"./backoff", "./backplane", "./heartbeat", "./replay", "github.com/coder/websocket"},
+	"examples/...": {
+		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "github.com/coder/websocket",
+	},
 	"examples/twoservers": {
 		"./backoff", "./backplane", "./replay", "./internal/redistest", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys",
