@@ -488,6 +488,20 @@ func (s *Subscription) Position() replay.Position {
 	return s.cursor.Position()
 }
 
+// Check reports whether the topic can be read after p as it is here and now: err is
+// nil, or the [*replay.GapError] that a reader who stands there would meet. It also
+// returns the topic's head. It is for whoever speaks for several readers, and does
+// not read or move the subscription. After Close the error is [ErrClosed].
+func (s *Subscription) Check(p replay.Position) (head replay.Position, err error) {
+	t := s.topic.Load()
+	if t == nil {
+		return replay.Position{}, ErrClosed
+	}
+	var b replay.Batch
+	err = t.log.After(p, &b, replay.Budget{Entries: 1})
+	return b.Head, err
+}
+
 // Topic returns the name of the topic, or "" after Close.
 func (s *Subscription) Topic() string {
 	if t := s.topic.Load(); t != nil {

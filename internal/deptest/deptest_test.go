@@ -21,6 +21,7 @@ var table = Table{
 	"backoff":                 nil,
 	"backplane":               {"./replay"},
 	"backplane/backplanetest": {"./backplane", "./replay"},
+	"backplane/gateway":       {"./backoff", "./backplane", "./heartbeat", "./replay", "./internal/wire", "github.com/coder/websocket"},
 	"backplane/redisplane": {
 		"./backoff", "./backplane", "./replay", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys", // which go-redis needs

@@ -1,0 +1,590 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	b64 "encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/coder/websocket"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/heartbeat"
+	"github.com/holdfast-ws/holdfast/internal/wire"
+)
+
+// A conn is one client's connection.
+//
+//	ServeHTTP: accept ── greet (hello, Authorize, welcome) ──▶ loop (its own goroutine) ──▶ finish
+//
+// The goroutine of loop reads, and carries out what needs no waiting. Each subscribe
+// has a goroutine until it is answered, and publishes share one while there are some.
+// Whoever has something to be written becomes the writer if nobody is, see flush.
+type conn struct {
+	g     *Gateway
+	ws    *websocket.Conn
+	net   *netConn // nil before accept; then guarded by mu
+	peer  *heartbeat.Peer
+	id    string
+	user  string // set by greet; guarded by Gateway.mu until then
+	value any
+
+	frames, publishes bucket // the reader's
+
+	dead    atomic.Bool // nothing can be written any more
+	greeted bool        // Connected was called
+
+	mu      sync.Mutex // guards all below; nothing that waits is done under it
+	writing bool       // somebody is the writer
+	out     []byte     // frames to be written
+	ready   []*sub     // subscriptions that have something to be read, with the writer's turn to come
+	subs    []*sub
+	pubs    []publish // to be carried out, the first of which is under way
+	pending int       // bytes in pubs
+	expires time.Time
+	closing int    // close code, which is sent once out is written
+	reason  string // sent with it
+	ended   bool   // nobody reads any more
+}
+
+// maxOut is how many bytes of answers may wait to be written. Rates and timeouts keep
+// them far below that for everybody who reads at all.
+const maxOut = 256 << 10
+
+// maxPending is how many bytes of publishes may wait, besides Limits.Pending.
+const maxPending = 256 << 10
+
+// accept makes the WebSocket.
+func (c *conn) accept(w http.ResponseWriter, r *http.Request) (err error) {
+	g := c.g
+	if c.peer, err = g.monitor.NewPeer(&heartbeat.Options{Value: c}); err != nil {
+		return err
+	}
+	h := &hijacker{ResponseWriter: c.peer.WrapWriter(w), timeout: g.opts.Limits.Write}
+	mode := websocket.CompressionDisabled
+	if g.opts.Compress {
+		mode = websocket.CompressionNoContextTakeover
+	}
+	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{
+		Subprotocols:       []string{wire.Subprotocol},
+		InsecureSkipVerify: true, // the origin was checked
+		CompressionMode:    mode,
+		OnPingReceived:     func(context.Context, []byte) bool { return c.peer.Pinged() },
+	})
+	if err != nil {
+		g.count.refused.Add(1)
+		return err
+	}
+	ws.SetReadLimit(int64(g.opts.Limits.Message))
+	g.count.accepted.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ws, c.net = ws, h.conn
+	if c.closing != 0 || c.dead.Load() {
+		return errRefused // the end came before the beginning
+	}
+	return nil
+}
+
+// greet reads the hello, asks who that is, and answers.
+func (c *conn) greet(r *http.Request) error {
+	g := c.g
+	buf := buffers.Get().(*bytes.Buffer)
+	defer buffers.Put(buf)
+	c.deadline(time.Now().Add(g.opts.Limits.Hello))
+	typ, reader, err := c.ws.Reader(context.Background())
+	if err == nil {
+		buf.Reset()
+		_, err = buf.ReadFrom(reader)
+	}
+	if err != nil {
+		if isTimeout(err) {
+			c.end(wire.CloseHelloTimeout, "no hello in time", nil)
+		}
+		return fmt.Errorf("no hello: %w", err)
+	}
+	c.deadline(time.Time{})
+	var f wire.Frame
+	if !c.decode(typ, buf.Bytes(), &f) {
+		return errRefused
+	}
+	g.count.framesIn.Add(1)
+	if f.Type != wire.Hello {
+		return c.refuse(wire.CloseBadFrame, wire.OutOfState, "t", "the first frame has to be hello")
+	}
+	if f.Version < 1 {
+		return c.refuse(wire.CloseVersion, wire.BadFrame, "v", "is missing: the greatest version that the client speaks")
+	}
+	token := f.Token
+	if token == "" {
+		token = bearer(r)
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer context.AfterFunc(g.ctx, cancel)()
+	defer cancel()
+	grant, err := g.ask(ctx, Access{Action: Connect, Request: r, Token: token})
+	if err != nil {
+		code, message := refusal(err)
+		status := wire.CloseTryLater
+		switch code {
+		case wire.Unauthenticated:
+			status = wire.CloseUnauthorized
+		case wire.Forbidden:
+			status = wire.CloseForbidden
+		}
+		return c.refuse(status, code, "", message)
+	}
+	if !g.enterUser(c, grant.User) {
+		return c.refuse(wire.CloseTooManyOfUser, wire.Forbidden, "", "too many connections of this user")
+	}
+	c.value = grant.Value
+	c.mu.Lock()
+	c.expires = grant.Expires
+	c.mu.Unlock()
+	hb := g.opts.Heartbeat
+	var watched heartbeat.Conn = c.ws
+	if f.Beats {
+		watched = heartbeat.Funcs{PingFunc: c.beat, CloseFunc: c.ws.CloseNow}
+	}
+	l := g.opts.Limits
+	welcome := wire.Frame{
+		Type: wire.Welcome, Version: min(f.Version, wire.Version), Conn: c.id, Node: g.opts.Node,
+		Beat: hb.Interval.Milliseconds(), Timeout: hb.Timeout.Milliseconds(),
+		Limits: wire.Limits{Message: l.Message, Topics: max(0, l.Topics), Pending: max(0, l.Pending), History: max(0, l.History)},
+	}
+	c.send(&welcome)
+	if c.dead.Load() {
+		return errGone
+	}
+	if err := c.peer.Watch(watched); err != nil {
+		return err
+	}
+	c.greeted = true
+	if t := g.opts.Trace; t != nil && t.Connected != nil {
+		t.Connected(c.info())
+	}
+	return nil
+}
+
+// errRefused is why a connection ends that was told why.
+var errRefused = errors.New("refused")
+
+// refuse answers with an error and a close frame, on the goroutine that reads, which
+// then ends.
+func (c *conn) refuse(status int, code, field, message string) error {
+	c.g.count.badFrames.Add(1)
+	c.end(status, message, &wire.Frame{Type: wire.Error, Code: code, Field: field, Message: message})
+	return fmt.Errorf("%w: %s", errRefused, strings.TrimSpace(field+" "+message))
+}
+
+func bearer(r *http.Request) string {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") || len(token) > wire.MaxToken {
+		return ""
+	}
+	return strings.TrimSpace(token)
+}
+
+// beat is the ping of clients that answer by themselves. It waits until somebody has
+// seen the answer, which is the wrapped connection.
+func (c *conn) beat(ctx context.Context) error {
+	c.send(&wire.Frame{Type: wire.Beat})
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+var (
+	buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+	decoded = sync.Pool{New: func() any { return new(wire.Frame) }}
+)
+
+// loop reads until the connection ends.
+func (c *conn) loop() {
+	err := errors.New("panic")
+	defer func() {
+		if p := recover(); p != nil {
+			c.g.log.Error("panic in a connection", "conn", c.id, "panic", clean(fmt.Sprint(p)))
+		}
+		c.finish(err)
+	}()
+	for {
+		if err = c.read(); err != nil {
+			return
+		}
+	}
+}
+
+// read reads one message and carries it out.
+func (c *conn) read() error {
+	typ, reader, err := c.ws.Reader(context.Background())
+	if err != nil {
+		return err
+	}
+	c.deadline(time.Now().Add(c.g.opts.Limits.Incoming))
+	buf := buffers.Get().(*bytes.Buffer)
+	defer func() {
+		if buf.Cap() <= 64<<10 {
+			buffers.Put(buf)
+		}
+	}()
+	buf.Reset()
+	if _, err := buf.ReadFrom(reader); err != nil {
+		if isTimeout(err) {
+			c.end(wire.CloseHelloTimeout, "the message did not end in time", nil)
+		}
+		return err
+	}
+	c.deadline(time.Time{})
+	f := decoded.Get().(*wire.Frame)
+	defer decoded.Put(f)
+	return c.frame(typ, buf.Bytes(), f)
+}
+
+// deadline bounds reading, unless the connection is being closed, which has a deadline
+// of its own.
+func (c *conn) deadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing == 0 {
+		c.net.SetReadDeadline(t)
+	}
+}
+
+// frame carries out one frame.
+func (c *conn) frame(typ websocket.MessageType, b []byte, f *wire.Frame) error {
+	g := c.g
+	g.count.framesIn.Add(1)
+	rate := g.opts.Limits.Frames
+	if level := c.frames.take(rate); level < 0 {
+		g.count.tooFast.Add(1)
+		if level <= float64(-4*rate) {
+			return c.refuse(wire.CloseTooFast, wire.TooFast, "", "far too many frames")
+		}
+		// It is looked at, to answer what needs an answer, but not carried out.
+		if typ == websocket.MessageText && wire.Decode(b, f) == nil {
+			c.tooFast(f, level, rate)
+		}
+		return nil
+	}
+	if typ != websocket.MessageText {
+		return c.refuse(wire.CloseUnsupported, wire.BadFrame, "", "a frame is a text message")
+	}
+	if err := wire.Decode(b, f); err != nil {
+		var bad *wire.FrameError
+		errors.As(err, &bad)
+		if !utf8.Valid(b) {
+			return c.refuse(wire.CloseInvalidUTF8, bad.Code, bad.Field, bad.Reason)
+		}
+		if bad.Field == "" {
+			return c.refuse(wire.CloseBadFrame, bad.Code, "", bad.Error())
+		}
+		c.answerBad(f, bad.Code, bad.Field, bad.Reason)
+		return nil
+	}
+	switch f.Type {
+	case wire.Beat, wire.Pong:
+	case wire.Ping:
+		c.send(&wire.Frame{Type: wire.Pong})
+	case wire.Subscribe:
+		c.subscribe(f)
+	case wire.Unsubscribe:
+		c.unsubscribe(f)
+	case wire.Publish, wire.Ephemeral:
+		c.publish(f)
+	case wire.Auth:
+		token, ref := f.Token, f.Ref
+		g.wg.Go(func() { c.renew(token, ref) })
+	case wire.Hello, wire.Welcome, wire.OK, wire.Subscribed, wire.Unsubscribed, wire.Entries, wire.Reset, wire.Ack,
+		wire.Nack, wire.Error, wire.Goodbye:
+		c.answerBad(f, wire.OutOfState, "t", "is not for a client to send now")
+	default:
+		c.answerBad(f, wire.UnknownType, "t", "is no type of frame that is known here")
+	}
+	return nil
+}
+
+// decode is for the first frame, which has to be a good one.
+func (c *conn) decode(typ websocket.MessageType, b []byte, f *wire.Frame) bool {
+	var bad *wire.FrameError
+	switch err := wire.Decode(b, f); {
+	case typ != websocket.MessageText:
+		c.refuse(wire.CloseUnsupported, wire.BadFrame, "", "a frame is a text message")
+	case !utf8.Valid(b):
+		c.refuse(wire.CloseInvalidUTF8, wire.BadFrame, "", "the frame is not UTF-8")
+	case errors.As(err, &bad):
+		c.refuse(wire.CloseBadFrame, bad.Code, bad.Field, bad.Reason)
+	default:
+		return true
+	}
+	return false
+}
+
+// answerBad answers a frame that cannot be carried out, as one of its type is answered.
+func (c *conn) answerBad(f *wire.Frame, code, field, message string) {
+	c.g.count.badFrames.Add(1)
+	if f.Type == wire.Publish && f.ID != "" && len(f.ID) <= backplane.MaxID {
+		c.nack(f.ID, wire.NotStored, code, field, message, 0)
+		return
+	}
+	answer := wire.Frame{Type: wire.Error, Code: code, Field: field, Message: message, Ref: f.Ref}
+	if len(f.Topic) <= backplane.MaxTopic {
+		answer.Topic = f.Topic
+	}
+	c.send(&answer)
+}
+
+func (c *conn) tooFast(f *wire.Frame, level float64, rate int) {
+	retry := max(1, time.Duration(-level/float64(rate)*float64(time.Second)).Milliseconds())
+	if f.Type == wire.Publish && f.ID != "" && len(f.ID) <= backplane.MaxID {
+		c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many frames", retry)
+		return
+	}
+	c.send(&wire.Frame{Type: wire.Error, Code: wire.TooFast, Message: "too many frames", Ref: f.Ref, Retry: retry})
+}
+
+func (c *conn) nack(id, outcome, code, field, message string, retry int64) {
+	c.g.count.notPublished.Add(1)
+	c.send(&wire.Frame{Type: wire.Nack, ID: id, Outcome: outcome, Code: code, Field: field, Message: message, Retry: retry})
+}
+
+// A publish waits to be carried out.
+type publish struct {
+	topic     string
+	m         backplane.Message
+	ephemeral bool
+}
+
+// publish queues a message.
+func (c *conn) publish(f *wire.Frame) {
+	l := c.g.opts.Limits
+	p := publish{topic: f.Topic, ephemeral: f.Type == wire.Ephemeral}
+	p.m = backplane.Message{ID: f.ID, Key: f.Key}
+	var bad *backplane.InputError
+	switch {
+	case !p.ephemeral && f.ID == "":
+		c.answerBad(f, wire.BadFrame, "id", "is missing")
+		return
+	case errors.As(backplane.CheckTopic(f.Topic), &bad):
+		c.answerBad(f, wire.BadTopic, "topic", bad.Reason)
+		return
+	case errors.As(p.m.Check(), &bad):
+		c.answerBad(f, wire.BadFrame, strings.ToLower(bad.Field), bad.Reason)
+		return
+	case f.Kind == wire.None:
+		c.answerBad(f, wire.BadFrame, "data", "is missing, and so are text and bin")
+		return
+	}
+	if level := c.publishes.take(l.Publishes); level < 0 {
+		c.g.count.tooFast.Add(1)
+		if !p.ephemeral {
+			retry := max(1, time.Duration(-level/float64(l.Publishes)*float64(time.Second)).Milliseconds())
+			c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many messages", retry)
+		}
+		return
+	}
+	p.m.Data = bytes.Clone(f.Data)
+	c.mu.Lock()
+	if c.ended || c.closing != 0 {
+		c.mu.Unlock()
+		return
+	}
+	if l.Pending >= 0 && len(c.pubs) >= l.Pending || c.pending > maxPending {
+		c.mu.Unlock()
+		if !p.ephemeral {
+			c.nack(f.ID, wire.NotStored, wire.TooManyPending, "", "too many messages wait to be stored", 1000)
+		}
+		return
+	}
+	c.pubs = append(c.pubs, p)
+	c.pending += len(p.m.Data)
+	first := len(c.pubs) == 1
+	c.mu.Unlock()
+	if first {
+		c.g.wg.Go(c.publisher)
+	}
+}
+
+// publisher carries out what is queued, one after the other, and ends.
+func (c *conn) publisher() {
+	for {
+		c.mu.Lock()
+		if len(c.pubs) == 0 || c.ended { // what has not begun the client will send again, elsewhere
+			c.pubs, c.pending = nil, 0
+			c.mu.Unlock()
+			return
+		}
+		p := c.pubs[0]
+		c.mu.Unlock()
+		c.carryOut(p)
+		c.mu.Lock()
+		if len(c.pubs) > 0 { // finish empties it
+			c.pending -= len(p.m.Data)
+			c.pubs = c.pubs[1:]
+		}
+		if len(c.pubs) == 0 {
+			c.pubs = nil
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+	}
+}
+
+// publishTimeout bounds a publish. A client that hears nothing asks again.
+const publishTimeout = 10 * time.Second
+
+func (c *conn) carryOut(p publish) {
+	g := c.g
+	if _, err := g.ask(g.ctx, Access{Action: Publish, User: c.user, Value: c.value, Topic: p.topic}); err != nil {
+		code, message := refusal(err)
+		if p.ephemeral {
+			c.send(&wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: p.topic})
+			return
+		}
+		c.nack(p.m.ID, wire.NotStored, code, "", message, 0)
+		return
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, publishTimeout)
+	defer cancel()
+	if p.ephemeral {
+		err := g.hub.PublishEphemeral(ctx, p.topic, p.m.Data)
+		if errors.Is(err, errors.ErrUnsupported) {
+			c.send(&wire.Frame{Type: wire.Error, Code: wire.Unsupported, Message: "ephemeral messages are not supported", Topic: p.topic})
+		}
+		return
+	}
+	id := p.m.ID
+	p.m.ID = scoped(c.user, id)
+	receipt, err := g.hub.Publish(ctx, p.topic, p.m)
+	if t := g.opts.Trace; t != nil && t.Published != nil {
+		r := receipt
+		r.ID = id
+		t.Published(c.info(), p.topic, r, err)
+	}
+	outcome := outcomes[receipt.Outcome]
+	if err == nil {
+		g.count.published.Add(1)
+		c.send(&wire.Frame{Type: wire.Ack, ID: id, Outcome: outcome, Pos: receipt.Pos})
+		return
+	}
+	var bad *backplane.InputError
+	switch {
+	case errors.As(err, &bad):
+		code := wire.BadFrame
+		if bad.Field == "Data" {
+			code = wire.TooLarge
+		}
+		c.nack(id, outcome, code, strings.ToLower(bad.Field), bad.Reason, 0)
+	default:
+		g.log.Warn("a publish failed", "conn", c.id, "topic", clean(p.topic), "outcome", outcome, "error", clean(err.Error()))
+		c.nack(id, outcome, wire.Unavailable, "", "it could not be stored now; try again", 0)
+	}
+}
+
+var outcomes = map[backplane.Outcome]string{
+	backplane.Unknown: wire.Unknown, backplane.NotStored: wire.NotStored, backplane.Committed: wire.Committed,
+	backplane.Duplicate: wire.Duplicate, backplane.Queued: wire.Queued,
+}
+
+// scoped makes the id of a user's message one that no other user can have, so that
+// nobody can suppress the message of another by using its id first.
+func scoped(user, id string) string {
+	h := sha256.New()
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(user)))
+	h.Write(n[:])
+	io.WriteString(h, user)
+	io.WriteString(h, id)
+	return "gw:" + b64.RawURLEncoding.EncodeToString(h.Sum(nil))
+}
+
+// renew takes a new token.
+func (c *conn) renew(token string, ref uint64) {
+	grant, err := c.g.ask(c.g.ctx, Access{Action: Renew, Token: token, User: c.user, Value: c.value})
+	if err != nil {
+		switch code, message := refusal(err); code {
+		case wire.Unavailable:
+			c.send(&wire.Frame{Type: wire.Error, Code: code, Message: message, Ref: ref})
+		default:
+			c.end(wire.CloseUnauthorized, message, &wire.Frame{Type: wire.Error, Code: wire.Unauthenticated, Message: message, Ref: ref})
+		}
+		return
+	}
+	c.mu.Lock()
+	c.expires = grant.Expires
+	c.mu.Unlock()
+	c.send(&wire.Frame{Type: wire.OK, Ref: ref})
+}
+
+// finish ends a connection for good: it is called by the goroutine that reads, when it
+// does so no longer.
+func (c *conn) finish(err error) {
+	g := c.g
+	c.mu.Lock()
+	c.ended = true
+	subs, closing := c.subs, c.closing
+	c.subs, c.ready = nil, nil
+	if len(c.pubs) > 1 {
+		c.pubs = c.pubs[:1] // what is under way
+	}
+	c.mu.Unlock()
+	for _, s := range subs {
+		s.close()
+	}
+	if c.peer != nil {
+		c.peer.Stop()
+	}
+	if c.ws != nil {
+		if (closing != 0 || isTimeout(err) || errors.Is(err, websocket.ErrMessageTooBig)) && !c.dead.Load() {
+			c.linger()
+		}
+		c.dead.Store(true)
+		c.ws.CloseNow()
+	}
+	g.remove(c)
+	if v, ok := c.verdict(); ok {
+		err = fmt.Errorf("found dead: %s", v.Reason)
+	} else if closing != 0 {
+		err = fmt.Errorf("closed with %d: %s", closing, c.reason)
+	}
+	if c.greeted {
+		g.log.Debug("disconnected", "conn", c.id, "error", clean(fmt.Sprint(err)))
+		if t := g.opts.Trace; t != nil && t.Disconnected != nil {
+			t.Disconnected(c.info(), err)
+		}
+	}
+}
+
+func (c *conn) verdict() (heartbeat.Verdict, bool) {
+	if c.peer == nil {
+		return heartbeat.Verdict{}, false
+	}
+	return c.peer.Verdict()
+}
+
+// lingering is how long a connection that we have closed waits for the client to close
+// it, too.
+const lingering = time.Second
+
+// linger reads what is still coming, for nothing: closing a connection that has unread
+// data resets it, and the client might then never see what it was closed for.
+func (c *conn) linger() {
+	c.net.SetReadDeadline(time.Now().Add(lingering))
+	b := make([]byte, 512)
+	for {
+		n, err := c.net.Read(b)
+		if err != nil || n > 0 && b[0] == final|opClose {
+			return
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package gateway
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/backoff"
+	"github.com/holdfast-ws/holdfast/internal/wire"
+)
+
+// Shutdown drains the gateway: new connections are refused with 503 and a Retry-After,
+// and the clients are told one after the other to go to another server, so that they
+// come back there spread over Options.Drain and not all at once. It needs most of that
+// time if ctx allows it. If ctx ends sooner, they are told all the sooner, and each to
+// wait a random part of the rest.
+//
+// It returns when all connections are closed and nothing of the gateway runs any more.
+// When ctx is done those that are left are cut, and context.Cause(ctx) is returned. It
+// may be called again, and then waits for the same end.
+//
+// Have the load balancer stop sending clients here before, and call the http.Server's
+// own Shutdown after it: that knows nothing of WebSockets. Then close the Hub.
+func (g *Gateway) Shutdown(ctx context.Context) error {
+	g.mu.Lock()
+	if !g.draining {
+		g.draining = true
+		g.window = g.opts.Drain
+		if g.window == 0 {
+			g.window = min(max(time.Duration(len(g.conns))*time.Second/200, time.Second), 30*time.Second)
+		}
+		if len(g.conns) == 0 {
+			close(g.drained)
+		}
+	}
+	window := g.window
+	g.mu.Unlock()
+	conns := g.list("", true)
+
+	// Telling them takes most of the window, or of the time that there is.
+	over := window
+	if deadline, ok := ctx.Deadline(); ok {
+		over = max(0, min(window, time.Until(deadline)*4/5))
+	}
+	rest := max(window-over, 100*time.Millisecond)
+	start := time.Now()
+	var told sync.WaitGroup
+	for i, c := range conns {
+		due := start.Add(over * time.Duration(i) / time.Duration(len(conns)))
+		if wait := time.Until(due); wait > 0 && backoff.Sleep(ctx, wait) != nil {
+			break
+		}
+		told.Go(func() { // which may have to wait for a slow connection
+			c.end(wire.CloseRestart, "drain", &wire.Frame{Type: wire.Goodbye, Reason: "drain", Window: rest.Milliseconds()})
+		})
+	}
+	var err error
+	select {
+	case <-g.drained:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+		for _, c := range g.list("", true) {
+			c.kill(err)
+		}
+		<-g.drained
+	}
+	told.Wait()
+	g.cancel()
+	g.pool.stop()
+	g.wg.Wait()
+	g.monitor.Close()
+	return err
+}
+
+// janitor ends connections whose grant has expired, and has subscriptions asked about
+// again.
+func (g *Gateway) janitor() {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	busy := make(chan struct{}, 8)
+	for backoff.Sleep(g.ctx, time.Second) == nil {
+		now := time.Now()
+		for _, c := range g.list("", true) {
+			c.mu.Lock()
+			expired := !c.expires.IsZero() && now.After(c.expires)
+			var due []*sub
+			for _, s := range c.subs {
+				if at := s.checked.Load(); g.opts.Recheck > 0 && at > 0 && now.Unix()-at >= int64(g.opts.Recheck/time.Second) {
+					due = append(due, s)
+				}
+			}
+			c.mu.Unlock()
+			if expired {
+				wg.Go(func() {
+					c.end(wire.CloseUnauthorized, "expired", &wire.Frame{Type: wire.Error, Code: wire.Unauthenticated, Message: "the credentials have expired"})
+				})
+			}
+			for _, s := range due {
+				select {
+				case busy <- struct{}{}:
+				case <-g.ctx.Done():
+					return
+				}
+				wg.Go(func() {
+					s.recheck(g.ctx)
+					<-busy
+				})
+			}
+		}
+	}
+}
+
+// recheck asks whether a living subscription is still allowed.
+func (s *sub) recheck(ctx context.Context) {
+	c := s.c
+	s.checked.Store(time.Now().Unix())
+	_, err := c.g.ask(ctx, Access{Action: Subscribe, User: c.user, Value: c.value, Topic: s.topic, Resume: true})
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	if code, message := refusal(err); code != wire.Unavailable {
+		c.g.count.revoked.Add(1)
+		c.drop(s, code, message)
+	}
+}
+
+// Recheck asks Authorize again, now, for each subscription of a user here, and
+// ends those that are no longer allowed: call it when permissions were withdrawn. It
+// returns when that is done, or the cause of ctx.
+func (g *Gateway) Recheck(ctx context.Context, user string) error {
+	for _, c := range g.list(user, false) {
+		c.mu.Lock()
+		subs := append([]*sub(nil), c.subs...)
+		c.mu.Unlock()
+		for _, s := range subs {
+			s.recheck(ctx) // also one that waits: it was asked for with the old permissions
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+	}
+	return nil
+}

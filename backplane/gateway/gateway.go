@@ -1,0 +1,325 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/heartbeat"
+	"github.com/holdfast-ws/holdfast/internal/wire"
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+// A Gateway is an [http.Handler] that serves a Hub to WebSocket clients. Make one with
+// New, and Shutdown it before the Hub is closed.
+type Gateway struct {
+	hub     *backplane.Hub
+	opts    Options
+	origins []origin
+	log     *slog.Logger
+	monitor *heartbeat.Monitor
+	poller  *replay.Poller
+	pool    pool
+	scratch sync.Pool // of *scratch
+
+	ctx    context.Context // of all that runs
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	count  counters
+
+	mu       sync.Mutex // guards all below; only locks of a conn may be taken under it
+	draining bool
+	drained  chan struct{} // closed when draining and no connection is left
+	window   time.Duration // over which clients are told to come back, while draining
+	conns    map[*conn]struct{}
+	users    map[string]int // connections of each
+	feeds    map[string]*feed
+}
+
+// New returns a gateway to hub, which remains the caller's to close, after the
+// gateway's Shutdown. The error is an [*OptionError], or of heartbeat's configuration.
+func New(hub *backplane.Hub, opts *Options) (*Gateway, error) {
+	g := &Gateway{
+		hub:     hub,
+		poller:  replay.NewPoller(),
+		conns:   map[*conn]struct{}{},
+		users:   map[string]int{},
+		feeds:   map[string]*feed{},
+		drained: make(chan struct{}),
+	}
+	if hub == nil {
+		return nil, &OptionError{"hub", "is nil"}
+	}
+	if opts != nil {
+		g.opts = *opts
+	}
+	if err := g.opts.fill(); err != nil {
+		return nil, err
+	}
+	for _, s := range g.opts.Origins {
+		o, err := parseOrigin(s, true)
+		if err != nil {
+			return nil, &OptionError{"Origins", strconv.Quote(s) + " " + err.Error()}
+		}
+		g.origins = append(g.origins, o)
+	}
+	g.log = g.opts.Logger
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
+	hb := g.opts.Heartbeat
+	onDead := hb.OnDead
+	hb.OnDead = func(p *heartbeat.Peer, v heartbeat.Verdict) {
+		g.count.dead.Add(1)
+		if c, ok := p.Value.(*conn); ok {
+			g.log.Info("connection found dead", "conn", c.id, "reason", v.Reason, "silent", v.Silent, "rtt", v.RTT)
+		}
+		if onDead != nil {
+			onDead(p, v)
+		}
+	}
+	var err error
+	if g.monitor, err = heartbeat.New(hb); err != nil {
+		return nil, err
+	}
+	if g.opts.Heartbeat.Interval == 0 {
+		g.opts.Heartbeat.Interval = heartbeat.DefaultInterval
+	}
+	if g.opts.Heartbeat.Timeout == 0 {
+		g.opts.Heartbeat.Timeout = min(heartbeat.DefaultTimeout, g.opts.Heartbeat.Interval*3/4)
+	}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.scratch.New = func() any { return new(scratch) }
+	g.pool.start(g)
+	g.wg.Go(g.janitor)
+	return g, nil
+}
+
+// ServeHTTP makes a WebSocket of a request and serves its client. It returns after the
+// client's hello was answered; the connection lives on.
+//
+// What cannot be is refused with a status and a text: 400 without the subprotocol, 403
+// for a page of another origin, 426 for what is no WebSocket handshake, 505 over
+// HTTP/2, and 503 with Retry-After while there is no room, or the server shuts down.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	refuse := func(status int, why string) {
+		g.count.refused.Add(1)
+		http.Error(w, why, status)
+	}
+	switch {
+	case r.ProtoMajor > 1:
+		refuse(http.StatusHTTPVersionNotSupported, "A WebSocket needs HTTP/1.1 here, not HTTP/2.")
+		return
+	case !hasToken(r.Header, "Upgrade", "websocket"):
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		refuse(http.StatusUpgradeRequired, "This is for WebSockets.")
+		return
+	case !g.allowed(r):
+		g.log.Info("page of another origin refused", "origin", clean(r.Header.Get("Origin")), "host", clean(r.Host))
+		refuse(http.StatusForbidden, "Pages of this origin may not connect.")
+		return
+	case !hasToken(r.Header, "Sec-WebSocket-Protocol", wire.Subprotocol):
+		refuse(http.StatusBadRequest, "The client has to ask for the subprotocol "+wire.Subprotocol+".")
+		return
+	}
+	c := &conn{g: g, id: strings.ToLower(rand.Text()[:10])}
+	if wait := g.enter(c); wait > 0 {
+		// Not all the same: those refused together should not come back together.
+		w.Header().Set("Retry-After", strconv.Itoa(1+mathrand.IntN(int(wait/time.Second)+1)))
+		refuse(http.StatusServiceUnavailable, "No room for another connection now; come back later.")
+		return
+	}
+	defer g.wg.Done() // the place that enter took
+	defer func() {
+		if p := recover(); p != nil {
+			c.finish(fmt.Errorf("panic: %v", p))
+			panic(p)
+		}
+	}()
+	if err := c.accept(w, r); err != nil {
+		c.finish(err)
+		return
+	}
+	if err := c.greet(r); err != nil {
+		c.finish(err)
+		return
+	}
+	g.wg.Go(c.loop)
+}
+
+// enter counts a connection in, or returns after how long to come back.
+func (g *Gateway) enter(c *conn) (wait time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.draining {
+		return max(g.window, time.Second)
+	}
+	if l := g.opts.Limits.Connections; l >= 0 && len(g.conns) >= l {
+		return 10 * time.Second
+	}
+	g.conns[c] = struct{}{}
+	g.wg.Add(1)
+	return 0
+}
+
+// enterUser counts a connection of a user in, if there is room.
+func (g *Gateway) enterUser(c *conn, user string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if l := g.opts.Limits.PerUser; user != "" && l >= 0 && g.users[user] >= l {
+		return false
+	}
+	if user != "" {
+		g.users[user]++
+	}
+	c.user = user
+	return true
+}
+
+// remove undoes enter and enterUser.
+func (g *Gateway) remove(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.conns[c]; !ok {
+		return
+	}
+	delete(g.conns, c)
+	if c.user != "" {
+		if g.users[c.user]--; g.users[c.user] == 0 {
+			delete(g.users, c.user)
+		}
+	}
+	if g.draining && len(g.conns) == 0 {
+		close(g.drained)
+	}
+}
+
+// list returns the connections of a user, or all if all is true.
+func (g *Gateway) list(user string, all bool) (conns []*conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for c := range g.conns {
+		if all || c.user == user {
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
+
+// Disconnect ends all connections of a user here, as a logout does, and returns how
+// many there were. The clients are told that their credentials no longer count: they
+// come back only with new ones.
+func (g *Gateway) Disconnect(user string) int {
+	conns := g.list(user, false)
+	for _, c := range conns {
+		c.end(wire.CloseUnauthorized, "logged out", nil)
+	}
+	return len(conns)
+}
+
+// hasToken reports whether a header that is a list has a token in it.
+func hasToken(h http.Header, name, token string) bool {
+	return slices.ContainsFunc(h.Values(name), func(v string) bool {
+		for part := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(part), token) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// clean makes text of a client fit for a log: quoted, and not long.
+func clean(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	s = strconv.QuoteToASCII(s)
+	return s[1 : len(s)-1]
+}
+
+// errGone is why a connection ends whose client has left.
+var errGone = errors.New("gone")
+
+// A Stats is a snapshot of a gateway. Counts are since it was made, but for the first
+// group.
+type Stats struct {
+	Connections   int // now, those included that have not said hello
+	Subscriptions int // now, those included that wait for the Hub
+	Workers       int // goroutines that write now, more than usual while some are stuck
+
+	Accepted        uint64 // handshakes that became connections
+	Refused         uint64 // and those that did not
+	Dead            uint64 // connections that the heartbeat ended
+	Slow            uint64 // connections dropped because they took nothing more
+	FramesIn        uint64
+	BadFrames       uint64 // answered with an error
+	TooFast         uint64 // frames refused for their rate
+	Messages        uint64 // handed to connections, each for each
+	Encoded         uint64 // messages encoded; all further uses share that
+	Resets          uint64
+	Published       uint64 // acknowledged
+	NotPublished    uint64 // answered with a nack
+	AuthorizeErrors uint64 // answers that were neither yes nor no
+	Revoked         uint64 // living subscriptions that Authorize no longer allowed
+}
+
+type counters struct {
+	subscriptions                                                       atomic.Int64
+	accepted, refused, dead, slow, framesIn, badFrames, tooFast         atomic.Uint64
+	messages, encoded, resets, published, notPublished, authorizeErrors atomic.Uint64
+	revoked                                                             atomic.Uint64
+}
+
+// Stats returns a snapshot.
+func (g *Gateway) Stats() Stats {
+	c := &g.count
+	g.mu.Lock()
+	connections := len(g.conns)
+	g.mu.Unlock()
+	return Stats{
+		Connections: connections, Subscriptions: int(c.subscriptions.Load()), Workers: g.pool.size(),
+		Accepted: c.accepted.Load(), Refused: c.refused.Load(), Dead: c.dead.Load(), Slow: c.slow.Load(),
+		FramesIn: c.framesIn.Load(), BadFrames: c.badFrames.Load(), TooFast: c.tooFast.Load(),
+		Messages: c.messages.Load(), Encoded: c.encoded.Load(), Resets: c.resets.Load(),
+		Published: c.published.Load(), NotPublished: c.notPublished.Load(),
+		AuthorizeErrors: c.authorizeErrors.Load(), Revoked: c.revoked.Load(),
+	}
+}
+
+// A Trace is told what happens. Its functions may be nil; they run on goroutines of the
+// gateway, must not block, and must not call Shutdown.
+type Trace struct {
+	// Connected: a client was welcomed.
+	Connected func(Info)
+	// Disconnected: its connection has ended; err says why.
+	Disconnected func(c Info, err error)
+	// Subscribed: a subscription was made, on a new place or resumed.
+	Subscribed func(c Info, topic string, resumed bool)
+	// Reset: a subscriber was told of a gap.
+	Reset func(c Info, topic string, reason replay.Reason, missed uint64)
+	// Published: a publish was answered.
+	Published func(c Info, topic string, receipt backplane.Receipt, err error)
+}
+
+// An Info says which connection something is about.
+type Info struct {
+	ID    string // chosen by the gateway, and told to the client
+	User  string
+	Value any
+}
+
+func (c *conn) info() Info { return Info{c.id, c.user, c.value} }

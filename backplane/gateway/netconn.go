@@ -1,0 +1,133 @@
+package gateway
+
+import (
+	"bufio"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// A netConn is the connection below a WebSocket. The WebSocket library reads from it
+// and writes control frames to it, each with one call of Write; the gateway writes data
+// frames to it, complete ones, so that one frame can be made once and written to all
+// connections. (The library would frame it again for each, at twice the cost.)
+type netConn struct {
+	net.Conn
+	timeout time.Duration
+
+	mu     sync.Mutex // held for one write, of whole frames, of at most a fragment
+	closed bool       // our close frame was written; nothing may follow it
+}
+
+// Write writes b within the timeout.
+func (n *netConn) Write(b []byte) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return len(b), nil // the library wants to answer a close frame that answers ours
+	}
+	n.closed = len(b) > 0 && b[0] == final|opClose
+	if err := n.SetWriteDeadline(time.Now().Add(n.timeout)); err != nil {
+		return 0, err
+	}
+	return n.Conn.Write(b)
+}
+
+// isTimeout reports whether a write has got nowhere in time.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// A hijacker hands out a netConn for the connection below, and remembers it.
+type hijacker struct {
+	http.ResponseWriter
+	timeout time.Duration
+	conn    *netConn
+}
+
+func (h *hijacker) Unwrap() http.ResponseWriter { return h.ResponseWriter }
+
+// WriteHeaderNow is for gin, see heartbeat.
+func (h *hijacker) WriteHeaderNow() {
+	if g, ok := h.ResponseWriter.(interface{ WriteHeaderNow() }); ok {
+		g.WriteHeaderNow()
+	}
+}
+
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	inner, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	h.conn = &netConn{Conn: inner, timeout: h.timeout}
+	rw.Writer.Reset(h.conn) // only control frames go through it, if nothing is compressed
+	return h.conn, rw, nil
+}
+
+// Frames of WebSocket (RFC 6455, section 5.2), from a server, and so without a mask.
+const (
+	opText     = 1
+	opClose    = 8
+	final      = 0x80
+	fragment   = 32 << 10 // a longer message goes in pieces, between which control frames can pass
+	longHeader = 10
+)
+
+// appendMessage appends a text message as one or more frames.
+func appendMessage(b, payload []byte) []byte {
+	first := byte(opText)
+	for len(payload) > fragment {
+		b = appendHeader(b, first, fragment)
+		b = append(b, payload[:fragment]...)
+		payload = payload[fragment:]
+		first = 0 // continuation
+	}
+	b = appendHeader(b, final|first, len(payload))
+	return append(b, payload...)
+}
+
+func appendHeader(b []byte, first byte, n int) []byte {
+	switch {
+	case n < 126:
+		return append(b, first, byte(n))
+	case n < 1<<16:
+		return append(b, first, 126, byte(n>>8), byte(n))
+	}
+	return append(b, first, 127, 0, 0, 0, 0, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
+}
+
+// appendClose appends a close frame.
+func appendClose(b []byte, code int, reason string) []byte {
+	reason = reason[:min(len(reason), 123)]
+	b = append(b, final|opClose, byte(2+len(reason)), byte(code>>8), byte(code))
+	return append(b, reason...)
+}
+
+// cut returns the length of the whole frames at the beginning of b that are not longer
+// together than a fragment, or of one.
+func cut(b []byte) (n int) {
+	for n < len(b) {
+		k := frameLen(b[n:])
+		if n > 0 && n+k > fragment+longHeader {
+			break
+		}
+		n += k
+	}
+	return n
+}
+
+// frameLen returns the length of the frame at the beginning of b, which appendMessage
+// has made.
+func frameLen(b []byte) int { h, n := frameSize(b); return h + n }
+
+func frameSize(b []byte) (header, payload int) {
+	switch n := int(b[1]); n {
+	case 126:
+		return 4, int(b[2])<<8 | int(b[3])
+	case 127:
+		return 10, int(b[6])<<24 | int(b[7])<<16 | int(b[8])<<8 | int(b[9])
+	default:
+		return 2, n
+	}
+}

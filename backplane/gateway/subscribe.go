@@ -1,0 +1,234 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/internal/wire"
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+// A sub is a subscription of a connection, from its subscribe frame on.
+type sub struct {
+	c     *conn
+	topic string
+	feed  *feed
+	stop  atomic.Pointer[context.CancelFunc] // of join, while it runs
+	live  atomic.Pointer[backplane.Subscription]
+	ended atomic.Bool
+
+	at      replay.Position // where the client stands; the writer's, once live
+	checked atomic.Int64    // when Authorize was asked last, in Unix seconds
+}
+
+// subscribe begins a subscription, in place of one of the same topic.
+func (c *conn) subscribe(f *wire.Frame) {
+	var bad *backplane.InputError
+	if errors.As(backplane.CheckTopic(f.Topic), &bad) {
+		c.answerBad(f, wire.BadTopic, "topic", bad.Reason)
+		return
+	}
+	ctx, cancel := context.WithCancel(c.g.ctx)
+	s := &sub{c: c, topic: f.Topic}
+	s.stop.Store(&cancel)
+	from := slices.Clone(f.From)
+	last, floor, ref := min(f.Last, max(c.g.opts.Limits.History, 0)), f.Floor, f.Ref
+	if c.g.opts.Limits.History < 0 {
+		last = f.Last
+	}
+	c.mu.Lock()
+	if c.ended || c.closing != 0 {
+		c.mu.Unlock()
+		cancel()
+		return
+	}
+	old := c.take(f.Topic)
+	if l := c.g.opts.Limits.Topics; l >= 0 && len(c.subs) >= l && old == nil {
+		c.mu.Unlock()
+		cancel()
+		c.answerBad(f, wire.TooManyTopics, "topic", "is one too many on this connection")
+		return
+	}
+	c.subs = append(c.subs, s)
+	c.mu.Unlock()
+	c.g.count.subscriptions.Add(1)
+	if old != nil {
+		old.close()
+	}
+	c.g.wg.Go(func() {
+		defer cancel()
+		c.join(ctx, s, from, last, floor, ref)
+	})
+}
+
+// take takes the subscription of a topic out of the list, with the lock held.
+func (c *conn) take(topic string) *sub {
+	for i, s := range c.subs {
+		if s.topic == topic {
+			c.subs = slices.Delete(c.subs, i, i+1)
+			return s
+		}
+	}
+	return nil
+}
+
+// join asks whether s is allowed, and makes it a living subscription.
+func (c *conn) join(ctx context.Context, s *sub, from []replay.Position, last int, floor replay.Position, ref uint64) {
+	g := c.g
+	grant, err := g.ask(ctx, Access{Action: Subscribe, User: c.user, Value: c.value, Topic: s.topic, Resume: len(from) > 0})
+	if err != nil {
+		code, message := refusal(err)
+		c.failJoin(s, code, message, ref)
+		return
+	}
+	s.checked.Store(time.Now().Unix())
+	if !grant.Floor.IsZero() {
+		floor = grant.Floor
+	}
+	o := backplane.SubscribeOptions{Last: last, Floor: floor, Lag: g.opts.Lag(s.topic), Value: s}
+	live, answer, err := g.open(ctx, s.topic, o, from)
+	if err != nil {
+		c.failJoin(s, wire.Unavailable, "the topic cannot be subscribed to now; try again", ref)
+		return
+	}
+	answer.Ref = ref
+	s.feed = g.enterFeed(s.topic)
+	s.at = answer.Base
+	c.mu.Lock()
+	if s.ended.Load() || c.ended {
+		c.mu.Unlock()
+		live.Close()
+		g.leaveFeed(s.feed)
+		return
+	}
+	s.live.Store(live)
+	s.stop.Store(nil)
+	c.mu.Unlock()
+	if t := g.opts.Trace; t != nil && t.Subscribed != nil {
+		t.Subscribed(c.info(), s.topic, len(from) > 0)
+	}
+	c.send(answer)
+	backplane.Arm(g.poller, live) // entries come after the answer
+}
+
+// failJoin ends a subscription that was not made.
+func (c *conn) failJoin(s *sub, code, message string, ref uint64) {
+	c.mu.Lock()
+	mine := slices.Contains(c.subs, s)
+	if mine {
+		c.take(s.topic)
+	}
+	c.mu.Unlock()
+	if mine { // else nobody wants to know any more
+		s.close()
+		c.send(&wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: s.topic, Ref: ref})
+	}
+}
+
+// open subscribes to a topic after the position furthest back, of several, from which
+// that is possible; and returns with it the answer for the client.
+func (g *Gateway) open(ctx context.Context, topic string, o backplane.SubscribeOptions, from []replay.Position) (live *backplane.Subscription, answer *wire.Frame, err error) {
+	answer = &wire.Frame{Type: wire.Subscribed, Topic: topic}
+	slices.SortFunc(from, func(a, b replay.Position) int { return cmp.Compare(a.Seq, b.Seq) })
+	from = slices.Compact(from)
+	var gap *replay.GapError
+	for i, p := range from {
+		o.After = p
+		if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
+			return nil, nil, err
+		}
+		if answer.Head, err = live.Check(p); err == nil {
+			answer.Base = p
+			for _, other := range from {
+				if other == p {
+					continue
+				}
+				if _, err := live.Check(other); errors.As(err, &gap) {
+					late := wire.Late{Pos: other, Reason: string(gap.Reason)}
+					if gap.Reason == replay.ReasonTrimmed {
+						late.Missed = p.Seq - other.Seq
+					}
+					answer.Late = append(answer.Late, late)
+				}
+			}
+			return live, answer, nil
+		}
+		if i < len(from)-1 {
+			live.Close()
+		}
+	}
+	if len(from) > 0 {
+		return live, answer, nil // from none: the first read finds out what for, and that is a reset
+	}
+	if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
+		return nil, nil, err
+	}
+	answer.Base = live.Position()
+	answer.Head, err = live.Check(answer.Base)
+	if p := o.Floor; err == nil && p.Epoch == answer.Base.Epoch && p.Seq > answer.Base.Seq {
+		// It begins below its floor, and would have to say so if it were resumed there.
+		if _, err := live.Check(p); err == nil {
+			live.Close()
+			o.After = p
+			if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
+				return nil, nil, err
+			}
+			answer.Base = p
+		}
+	}
+	return live, answer, nil
+}
+
+// unsubscribe ends a subscription.
+func (c *conn) unsubscribe(f *wire.Frame) {
+	c.mu.Lock()
+	s := c.take(f.Topic)
+	c.mu.Unlock()
+	if s == nil {
+		c.answerBad(f, wire.NotSubscribed, "topic", "is not subscribed to")
+		return
+	}
+	s.close()
+	c.send(&wire.Frame{Type: wire.Unsubscribed, Topic: f.Topic, Ref: f.Ref})
+}
+
+// drop ends a subscription of the server's own accord.
+func (c *conn) drop(s *sub, code, message string) {
+	c.mu.Lock()
+	mine := slices.Contains(c.subs, s)
+	if mine {
+		c.take(s.topic)
+	}
+	c.mu.Unlock()
+	if mine {
+		s.close()
+		c.send(&wire.Frame{Type: wire.Unsubscribed, Topic: s.topic, Code: code, Message: message})
+	}
+}
+
+// close ends a subscription that is no longer in its connection's list. What the writer
+// has read of it already is still written.
+func (s *sub) close() {
+	c := s.c
+	c.mu.Lock()
+	ended := s.ended.Swap(true)
+	live := s.live.Swap(nil)
+	stop := s.stop.Swap(nil)
+	c.mu.Unlock()
+	if ended {
+		return
+	}
+	c.g.count.subscriptions.Add(-1)
+	if stop != nil {
+		(*stop)()
+	}
+	if live != nil {
+		live.Close()
+		c.g.leaveFeed(s.feed)
+	}
+}
