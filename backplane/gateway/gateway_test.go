@@ -16,9 +16,13 @@ import (
 	"github.com/holdfast-ws/holdfast/internal/leak"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
 	"github.com/holdfast-ws/holdfast/internal/wire"
+	"github.com/holdfast-ws/holdfast/internal/wsrig"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) {
+	wsrig.FanMain(fans)
+	leak.Main(m)
+}
 
 // A rig is a gateway on a network in memory, in virtual time.
 type rig struct {

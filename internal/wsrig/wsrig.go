@@ -233,18 +233,23 @@ func handshake(addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	return c, upgrade(c, "")
+}
+
+// upgrade makes a WebSocket of a connection.
+func upgrade(c net.Conn, headers string) error {
+	fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%s\r\n", headers)
 	head := make([]byte, 0, 512)
 	for b := make([]byte, 1); !strings.HasSuffix(string(head), "\r\n\r\n"); { // and not a byte more
 		if _, err := c.Read(b); err != nil {
-			return nil, err
+			return err
 		}
 		head = append(head, b[0])
 	}
 	if !strings.HasPrefix(string(head), "HTTP/1.1 101") {
-		return nil, fmt.Errorf("%.40s", head)
+		return fmt.Errorf("%.40s", head)
 	}
-	return c, nil
+	return nil
 }
 
 // answer answers the pings of a connection until it ends.
@@ -277,7 +282,10 @@ type process struct {
 	out *json.Decoder
 }
 
-func start(j job) (*process, error) {
+func start(j job) (*process, error) { return startEnv(env, j) }
+
+// startEnv starts a copy of this program that is told in its environment what to be.
+func startEnv(env string, j any) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
