@@ -26,7 +26,7 @@ var table = Table{
 		"./backoff", "./backplane", "./replay", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys", // which go-redis needs
 	},
-	"client":              {"./backoff", "./heartbeat", "./internal/retryafter", "github.com/coder/websocket"},
+	"client":              {"./backoff", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire", "github.com/coder/websocket"},
 	"heartbeat":           nil,
 	"replay":              nil,
 	"internal/deptest":    nil,
@@ -39,7 +39,7 @@ var table = Table{
 	"internal/retryafter": nil,
 	"internal/torture":    {"./backplane", "./replay"},
 	"internal/wsrig":      nil,
-	"examples/...": {
+	"examples/...":        {"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire", "github.com/coder/websocket"},
 		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "github.com/coder/websocket",
 	},
 	"examples/twoservers": {

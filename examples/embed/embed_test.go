@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/holdfast-ws/holdfast/client"
+	"github.com/holdfast-ws/holdfast/internal/leak"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
+
+// browser returns an HTTP client that is logged in, unless name is empty.
+func browser(t *testing.T, srv *httptest.Server, name string) *http.Client {
+	t.Helper()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &http.Client{Jar: jar, Transport: &http.Transport{}}
+	t.Cleanup(b.CloseIdleConnections)
+	if name != "" {
+		resp, err := b.PostForm(srv.URL+"/login", url.Values{"name": {name}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	return b
+}
+
+func TestWhoIsLoggedInGetsEachNoteOnce(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	a := newApp()
+	rt, err := newRealtime(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(a.mux)
+	defer srv.Close()
+	defer rt.shutdown(ctx)
+	anna, bert := browser(t, srv, "anna"), browser(t, srv, "bert")
+	c, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{SessionOptions: client.SessionOptions{HTTPClient: bert}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(ctx)
+	sub, err := c.Subscribe("notes", &client.SubscribeOptions{Last: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, text := range []string{"one", "two", "three"} {
+		resp, err := anna.PostForm(srv.URL+"/notes", url.Values{"text": {text}})
+		if err != nil || resp.StatusCode != http.StatusNoContent {
+			t.Fatal(resp, err)
+		}
+		resp.Body.Close()
+		e, err := sub.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n note
+		if err := json.Unmarshal(e.Data, &n); err != nil || n.User != "anna" || n.Text != text {
+			t.Errorf("note %d: %s %v", i, e.Data, err)
+		}
+		if i == 1 {
+			c.Reconnect()
+		}
+	}
+	// What is not allowed.
+	_, err = c.Publish(ctx, "notes", client.Message{Data: []byte(`{"user":"anna","text":"forged"}`)})
+	if refused := (*client.ServerError)(nil); !errors.As(err, &refused) || refused.Code != "forbidden" {
+		t.Errorf("publishing past the form: %v", err)
+	}
+	stranger, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{SessionOptions: client.SessionOptions{HTTPClient: browser(t, srv, "")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close(ctx)
+	if err := stranger.Wait(ctx, client.Ready); websocket.CloseStatus(err) != 4401 {
+		t.Errorf("without a cookie: %v", err)
+	}
+}
+
+func TestThePageAsksForWhatItNeeds(t *testing.T) {
+	a := newApp()
+	srv := httptest.NewServer(a.mux)
+	defer srv.Close()
+	get := func(b *http.Client) string {
+		resp, err := b.Get(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var text strings.Builder
+		resp.Write(&text)
+		return text.String()
+	}
+	if text := get(browser(t, srv, "")); !strings.Contains(text, "/login") || strings.Contains(text, "WebSocket") {
+		t.Error("who is not logged in does not get the form alone")
+	}
+	if text := get(browser(t, srv, "<b>")); !strings.Contains(text, "holdfast.v1") {
+		t.Error("who is logged in gets no live updates")
+	}
+}
+
+// The promise of the example: this is all that was added to the server.
+func TestFewLinesWereAdded(t *testing.T) {
+	text, err := os.ReadFile("realtime.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, _ := strings.Cut(string(text), "func newRealtime")
+	body, _, _ = strings.Cut(body, "\n}\n")
+	if n := strings.Count(body, "\n"); n > 30 {
+		t.Errorf("%d lines", n)
+	}
+}

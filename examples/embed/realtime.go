@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/backplane/gateway"
+)
+
+// This file is what was added: every new note is published, and who is logged in may
+// subscribe. For several servers, put redisplane.New in place of NewMemory.
+
+type realtime struct {
+	memory *backplane.Memory
+	hub    *backplane.Hub
+	gw     *gateway.Gateway
+}
+
+func newRealtime(a *app) (*realtime, error) {
+	memory := backplane.NewMemory(nil)
+	hub := backplane.New(memory, nil)
+	gw, err := gateway.New(hub, &gateway.Options{
+		Authorize: func(_ context.Context, q gateway.Access) (gateway.Grant, error) {
+			switch {
+			case q.Action == gateway.Connect && a.user(q.Request) != "":
+				return gateway.Grant{User: a.user(q.Request)}, nil
+			case q.Action == gateway.Connect:
+				return gateway.Grant{}, gateway.ErrUnauthenticated
+			case q.Action == gateway.Subscribe && q.Topic == "notes":
+				return gateway.Grant{}, nil
+			}
+			return gateway.Grant{}, gateway.ErrForbidden // notes come by POST, where they are checked
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.mux.Handle("GET /ws", gw)
+	a.added = func(n note) {
+		data, _ := json.Marshal(n) // a note can always be marshalled
+		if _, err := hub.Publish(context.Background(), "notes", backplane.Message{Data: data}); err != nil {
+			log.Print(err)
+		}
+	}
+	return &realtime{memory, hub, gw}, nil
+}
+
+func (rt *realtime) shutdown(ctx context.Context) error {
+	return errors.Join(rt.gw.Shutdown(ctx), rt.hub.Close(ctx), rt.memory.Close())
+}
