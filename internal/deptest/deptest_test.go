@@ -39,8 +39,9 @@ var table = Table{
 	"internal/retryafter": nil,
 	"internal/torture":    {"./backplane", "./replay"},
 	"internal/wsrig":      nil,
-	"examples/...":        {"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire", "github.com/coder/websocket"},
-		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "github.com/coder/websocket",
+	"examples/...": {
+		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire",
+		"github.com/coder/websocket",
 	},
 	"examples/twoservers": {
 		"./backoff", "./backplane", "./replay", "./internal/redistest", "github.com/redis/go-redis/v9",
