@@ -484,10 +484,6 @@ func (c *Client) onEntries(f *wire.Frame) {
 	}
 	for i := range f.Entries {
 		e := &f.Entries[i]
-		if e.Pos.IsZero() {
-			c.repair(s)
-			return
-		}
 		event := Event{Pos: e.Pos, Key: e.Key, Data: e.Data}
 		if e.At != 0 {
 			event.At = time.UnixMilli(e.At)

@@ -38,6 +38,7 @@ var table = Table{
 	"internal/redistest":  nil,
 	"internal/retryafter": nil,
 	"internal/torture":    {"./backplane", "./replay"},
+	"internal/wire":       {"./replay"},
 	"internal/wsrig":      nil,
 	"examples/...": {
 		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire",
