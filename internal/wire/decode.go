@@ -13,38 +13,80 @@ var base64 = b64.StdEncoding.Strict()
 
 // Fit returns data as a payload of that kind if it can be one, and else of the next
 // that it can be: JSON that is not becomes text, and text that is not becomes
-// binary. With None it is JSON if it can be.
+// binary.
+//
+// White space around JSON is left out, as whoever reads the frame could not tell it
+// from the frame's own. With None every byte is kept, and it is JSON only where there
+// is no such white space.
 func Fit(kind Kind, data []byte) Payload {
-	switch {
-	case kind <= JSON && isJSON(data):
-		return Payload{JSON, data}
-	case kind <= Text && utf8.Valid(data):
+	if kind <= JSON {
+		if text := jsonText(data); text != nil && (kind == JSON || len(text) == len(data)) {
+			return Payload{JSON, text}
+		}
+	}
+	if kind <= Text && utf8.Valid(data) {
 		return Payload{Text, data}
 	}
 	return Payload{Binary, data}
 }
 
+// frames is what PROTOCOL.md lists for each type, besides t.
+var frames = [...]struct {
+	typ     string
+	members []string
+}{
+	{Hello, []string{"v", "token", "beats"}},
+	{Auth, []string{"token", "ref"}},
+	{Subscribe, []string{"topic", "ref", "from", "last", "floor"}},
+	{Unsubscribe, []string{"topic", "ref"}},
+	{Publish, []string{"id", "topic", "key", "data", "text", "bin"}},
+	{Ping, nil},
+	{Ephemeral, []string{"topic", "data", "text", "bin"}},
+	{Beat, nil},
+	{Welcome, []string{"v", "conn", "node", "beat", "timeout", "limits"}},
+	{OK, []string{"ref"}},
+	{Subscribed, []string{"topic", "ref", "base", "head", "late"}},
+	{Unsubscribed, []string{"topic", "ref", "code", "message"}},
+	{Entries, []string{"topic", "prev", "entries", "to", "conflated"}},
+	{Reset, []string{"topic", "reason", "missed", "base", "data", "text", "bin"}},
+	{Ack, []string{"id", "pos", "outcome"}},
+	{Nack, []string{"id", "outcome", "code", "field", "message", "retry"}},
+	{Error, []string{"topic", "ref", "code", "field", "message", "retry"}},
+	{Pong, nil},
+	{Goodbye, []string{"reason", "window"}},
+}
+
 // Decode reads a frame into f, which is overwritten; its slices are used again. The
-// error is a *FrameError. Fields that are not known are passed over; of a field that
-// stands there twice the last counts, as in JavaScript.
+// error is a *FrameError. Fields that are not listed for the frame's type are passed
+// over, whatever their value, and so are all fields of a type that is not known; of
+// a field that stands there twice the last counts, as in JavaScript.
+//
+// After an error with a Field, the fields that are right are in f, so that an answer
+// can say what it is about. After one without, it was no frame, and f is of no use.
 //
 // What is required of a frame, by its Type, is for those who act on it.
 func Decode(b []byte, f *Frame) error {
-	*f = Frame{From: f.From[:0], Late: f.Late[:0], Entries: f.Entries[:0], Topic: f.Topic}
-	d := decoder{r: reader{b: b}, f: f, topic: f.Topic}
-	f.Topic = ""
+	clear(f.Entries) // lest it keeps messages of long ago
+	topic := f.Topic
+	*f = Frame{From: f.From[:0], Late: f.Late[:0], Entries: f.Entries[:0]}
 	if !utf8.Valid(b) {
 		return &FrameError{Code: BadFrame, Reason: "is not UTF-8"}
 	}
+	d := decoder{r: reader{b: b}, f: f, topic: topic}
 	if d.r.space() != '{' {
 		return &FrameError{Code: BadFrame, Reason: "is not a JSON object"}
 	}
-	d.r.object(0, d.member)
+	d.frame()
 	if d.r.err == "" && (d.r.space() != 0 || d.r.i < len(b)) {
 		d.r.fail("has something after the object")
 	}
 	if d.r.err != "" {
 		return &FrameError{Code: BadFrame, Reason: d.r.err}
+	}
+	if d.again {
+		*f = Frame{Type: f.Type, From: f.From[:0], Late: f.Late[:0], Entries: f.Entries[:0]}
+		d = decoder{r: reader{b: b}, f: f, topic: topic, members: d.members, fixed: true}
+		d.frame()
 	}
 	if d.err != nil {
 		return d.err
@@ -55,11 +97,18 @@ func Decode(b []byte, f *Frame) error {
 	return nil
 }
 
+// A decoder reads a frame. It has to know the type to know which members there are.
+// Nearly always that comes first; where it does not, all is read once more.
 type decoder struct {
-	r     reader
-	f     *Frame
-	err   *FrameError // the first field that is wrong; the frame is JSON all the same
-	topic string      // of the frame before, which nearly always is this one's
+	r       reader
+	f       *Frame
+	err     *FrameError // the first field that is wrong; the frame is JSON all the same
+	topic   string      // of the frame before, which nearly always is this one's
+	members []string    // of f.Type
+	depth   int         // of objects and arrays around the value that is next
+	some    bool        // a member other than t was read
+	again   bool        // and the type was another one then
+	fixed   bool        // the type is known from a first reading
 }
 
 func (d *decoder) wrong(code string, name []byte, reason string) {
@@ -83,7 +132,7 @@ func (d *decoder) text(name []byte, max int) []byte {
 		return nil
 	}
 	if d.r.space() != '"' {
-		d.r.value(1)
+		d.r.value(d.depth)
 		d.wrong(BadFrame, name, "is not a string")
 		return nil
 	}
@@ -110,10 +159,7 @@ func (d *decoder) uint(name []byte, max uint64) (n uint64) {
 	if d.null() {
 		return 0
 	}
-	text := d.r.value(1)
-	if d.r.err != "" {
-		return 0
-	}
+	text := d.r.value(d.depth)
 	for _, c := range text {
 		if c -= '0'; c > 9 {
 			d.wrong(BadFrame, name, "is not a whole number of 0 or more")
@@ -138,9 +184,19 @@ func (d *decoder) pos(name []byte) (p replay.Position) {
 }
 
 func (d *decoder) payload(name []byte, kind Kind, p *Payload) {
+	// A null is JSON like any other, but no text.
+	if kind != JSON && d.null() {
+		if p.Kind == kind {
+			*p = Payload{}
+		}
+		return
+	}
+	if p.Kind != None && p.Kind != kind {
+		d.wrong(BadFrame, name, "stands beside another payload")
+	}
 	switch kind {
 	case JSON:
-		*p = Payload{JSON, d.r.value(2)} // as deep as in an entry, whichever it is in
+		*p = Payload{JSON, d.r.value(max(d.depth, payloadDepth))}
 	case Text:
 		*p = Payload{Text, d.text(name, -1)}
 	case Binary:
@@ -160,12 +216,53 @@ const (
 	maxShort = 256 // of names, codes and the like
 )
 
+func (d *decoder) frame() { d.object(d.member) }
+
+// typ reads the type.
+func (d *decoder) typ(name []byte) {
+	if d.fixed {
+		d.r.value(d.depth)
+		return
+	}
+	text := d.text(name, maxShort)
+	was := d.f.Type
+	d.f.Type, d.members = "", nil
+	for i := range frames {
+		if f := &frames[i]; f.typ == string(text) {
+			d.f.Type, d.members = f.typ, f.members
+			break
+		}
+	}
+	if d.f.Type == "" {
+		d.f.Type = string(text)
+	}
+	if d.some && d.f.Type != was {
+		d.again = true
+	}
+}
+
+func (d *decoder) listed(name []byte) bool {
+	for _, m := range d.members {
+		if m == string(name) {
+			return true
+		}
+	}
+	return false
+}
+
 // member reads the value of a member of the frame.
 func (d *decoder) member(name []byte) {
+	if string(name) == "t" {
+		d.typ(name)
+		return
+	}
+	d.some = true
+	if !d.listed(name) {
+		d.r.value(d.depth)
+		return
+	}
 	f := d.f
 	switch string(name) {
-	case "t":
-		f.Type = d.str(name, maxShort)
 	case "v":
 		f.Version = int(d.uint(name, maxInt))
 	case "ref":
@@ -184,7 +281,7 @@ func (d *decoder) member(name []byte) {
 	case "token":
 		f.Token = d.str(name, MaxToken)
 	case "beats":
-		text := d.r.value(1)
+		text := d.r.value(d.depth)
 		if f.Beats = string(text) == "true"; !f.Beats && string(text) != "false" && string(text) != "null" {
 			d.wrong(BadFrame, name, "is not true or false")
 		}
@@ -250,8 +347,6 @@ func (d *decoder) member(name []byte) {
 		d.payload(name, Text, &f.Payload)
 	case "bin":
 		d.payload(name, Binary, &f.Payload)
-	default:
-		d.r.value(1)
 	}
 }
 
@@ -261,29 +356,40 @@ func (d *decoder) list(name []byte, max int, element func()) {
 		return
 	}
 	if d.r.space() != '[' {
-		d.r.value(1)
+		d.r.value(d.depth)
 		d.wrong(BadFrame, name, "is not an array")
 		return
 	}
 	n := 0
-	d.r.array(1, func() {
+	d.depth++
+	d.r.array(d.depth-1, func() {
 		if n++; n > max {
 			d.wrong(BadFrame, name, "has too many elements")
-			d.r.value(2)
+		}
+		if d.err != nil { // so that a bad frame cannot take much memory
+			d.r.value(d.depth)
 			return
 		}
 		element()
 	})
+	d.depth--
 }
 
-// members reads an object within the frame.
-func (d *decoder) members(of []byte, depth int, member func(name []byte)) {
+// object reads an object.
+func (d *decoder) object(member func(name []byte)) {
+	d.depth++
+	d.r.object(d.depth-1, member)
+	d.depth--
+}
+
+// part reads an object within the frame.
+func (d *decoder) part(of []byte, member func(name []byte)) {
 	if d.r.space() != '{' {
-		d.r.value(depth)
+		d.r.value(d.depth)
 		d.wrong(BadFrame, of, "is not what it should be")
 		return
 	}
-	d.r.object(depth, member)
+	d.object(member)
 }
 
 func (d *decoder) from(name []byte) {
@@ -301,11 +407,12 @@ func (d *decoder) from(name []byte) {
 }
 
 func (d *decoder) limits(of []byte) {
+	d.f.Limits = Limits{}
 	if d.null() {
 		return
 	}
 	l := &d.f.Limits
-	d.members(of, 1, func(name []byte) {
+	d.part(of, func(name []byte) {
 		switch string(name) {
 		case "message":
 			l.Message = int(d.uint(name, maxInt))
@@ -316,13 +423,13 @@ func (d *decoder) limits(of []byte) {
 		case "history":
 			l.History = int(d.uint(name, maxInt))
 		default:
-			d.r.value(2)
+			d.r.value(d.depth)
 		}
 	})
 }
 
 func (d *decoder) late(of []byte, l *Late) {
-	d.members(of, 2, func(name []byte) {
+	d.part(of, func(name []byte) {
 		switch string(name) {
 		case "pos":
 			l.Pos = d.pos(name)
@@ -331,13 +438,13 @@ func (d *decoder) late(of []byte, l *Late) {
 		case "missed":
 			l.Missed = d.uint(name, math.MaxUint64)
 		default:
-			d.r.value(3)
+			d.r.value(d.depth)
 		}
 	})
 }
 
 func (d *decoder) entry(of []byte, e *Entry) {
-	d.members(of, 2, func(name []byte) {
+	d.part(of, func(name []byte) {
 		switch string(name) {
 		case "pos":
 			e.Pos = d.pos(name)
@@ -352,7 +459,10 @@ func (d *decoder) entry(of []byte, e *Entry) {
 		case "bin":
 			d.payload(name, Binary, &e.Payload)
 		default:
-			d.r.value(3)
+			d.r.value(d.depth)
 		}
 	})
+	if d.r.err == "" && e.Pos.IsZero() {
+		d.wrong(BadFrame, []byte("pos"), "is missing")
+	}
 }

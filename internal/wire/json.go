@@ -6,8 +6,13 @@ import (
 )
 
 // maxDepth is how deep objects and arrays may be nested in a frame. JSON does not
-// bound it, and recursive readers, ours among them, have to.
-const maxDepth = 64
+// bound it, and recursive readers, ours among them, have to. Around a payload there
+// are at most three of them: the frame, its entries, and the entry. So that what was
+// published can always be shown, a payload counts as within three wherever it stands.
+const (
+	maxDepth     = 64
+	payloadDepth = 3
+)
 
 // A reader reads one JSON text (RFC 8259) from left to right. Package encoding/json
 // would do, but for three things that matter here: it takes "T" for "t", it is five
@@ -139,7 +144,11 @@ func (r *reader) str() (text []byte, escaped bool) {
 	}
 	start := r.i
 	for i := start + 1; i < len(r.b); i++ {
-		switch c := r.b[i]; {
+		c := r.b[i]
+		if !special[c] {
+			continue
+		}
+		switch {
 		case c == '"':
 			r.i = i + 1
 			return r.b[start:r.i], escaped
@@ -169,6 +178,16 @@ func (r *reader) str() (text []byte, escaped bool) {
 	r.fail("is not JSON")
 	return nil, false
 }
+
+// special are the bytes of a string that are more than themselves or cannot stand
+// there.
+var special = func() (t [256]bool) {
+	for c := range 0x20 {
+		t[c] = true
+	}
+	t['"'], t['\\'] = true, true
+	return t
+}()
 
 func isHex(c byte) bool { return c-'0' <= 9 || c|0x20-'a' <= 5 && c|0x20 >= 'a' }
 
@@ -247,12 +266,16 @@ func unquote(text []byte) string {
 	return s
 }
 
-// isJSON reports whether b is one JSON value in UTF-8 that may stand in a frame.
-func isJSON(b []byte) bool {
+// jsonText returns the JSON value that b is, if it is one in UTF-8 that may stand in
+// a frame as a payload, without white space around it, and else nil.
+func jsonText(b []byte) []byte {
 	r := reader{b: b}
-	r.value(2) // where a payload may stand in a frame, at the deepest
+	text := r.value(payloadDepth)
 	r.space()
-	return r.err == "" && r.i == len(b) && utf8.Valid(b)
+	if r.err != "" || r.i < len(b) || !utf8.Valid(b) {
+		return nil
+	}
+	return text
 }
 
 const hex = "0123456789abcdef"
@@ -263,7 +286,7 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 	done := 0
 	for i := 0; i < len(s); {
 		c := s[i]
-		if c >= 0x20 && c != '"' && c != '\\' && c < utf8.RuneSelf {
+		if !special[c] && c < utf8.RuneSelf {
 			i++
 			continue
 		}

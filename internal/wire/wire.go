@@ -3,8 +3,8 @@
 //
 // A [Frame] is any of them. [Decode] is strict with what it reads, and takes no
 // more memory than a small multiple of the message; the message's length is for
-// the WebSocket library to bound. All that it returns refers to the message: who
-// keeps a payload and uses the message's memory again makes a copy.
+// the WebSocket library to bound. Payloads may refer to the message: who keeps one and
+// uses the message's memory again makes a copy. Strings and positions are copies.
 package wire
 
 import (
@@ -113,6 +113,7 @@ const (
 
 // A Payload is what users send each other. Its bytes are the same whichever way it
 // travels: those of the JSON text, of the string in UTF-8, or what base64 encodes.
+// JSON is written as it is, so it has to be that: ask [Fit].
 type Payload struct {
 	Kind Kind
 	Data []byte
@@ -143,7 +144,8 @@ type Limits struct {
 }
 
 // A Frame is a message of the protocol. Fields that its Type has no use for, or that
-// are absent, are zero; zero fields are not written.
+// are absent, are zero. Zero fields are not written, nor are negative numbers, which
+// the protocol does not have.
 type Frame struct {
 	Type string // "t"
 
@@ -210,7 +212,7 @@ func (f *Frame) Append(b []byte) []byte {
 	w := writer{b: append(b, '{')}
 	w.str("t", f.Type)
 	w.num("v", int64(f.Version))
-	w.num("ref", int64(f.Ref))
+	w.uint("ref", f.Ref)
 	w.str("topic", f.Topic)
 	w.str("id", f.ID)
 	w.str("key", f.Key)
@@ -254,7 +256,7 @@ func (f *Frame) Append(b []byte) []byte {
 			l := writer{b: append(w.b, "[,"[min(i, 1)], '{')}
 			l.pos("pos", late.Pos)
 			l.str("reason", late.Reason)
-			l.num("missed", int64(late.Missed))
+			l.uint("missed", late.Missed)
 			w.b = append(l.b, '}')
 		}
 		w.b = append(w.b, ']')
@@ -271,7 +273,7 @@ func (f *Frame) Append(b []byte) []byte {
 	w.pos("to", f.To)
 	w.num("conflated", int64(f.Conflated))
 	w.str("reason", f.Reason)
-	w.num("missed", int64(f.Missed))
+	w.uint("missed", f.Missed)
 	w.pos("pos", f.Pos)
 	w.str("outcome", f.Outcome)
 	w.num("retry", f.Retry)
@@ -345,12 +347,14 @@ func (w *writer) str(name, s string) {
 	}
 }
 
-func (w *writer) num(name string, n int64) {
+func (w *writer) uint(name string, n uint64) {
 	if n != 0 {
 		w.name(name)
-		w.b = strconv.AppendInt(w.b, n, 10)
+		w.b = strconv.AppendUint(w.b, n, 10)
 	}
 }
+
+func (w *writer) num(name string, n int64) { w.uint(name, uint64(max(n, 0))) }
 
 func (w *writer) pos(name string, p replay.Position) {
 	if !p.IsZero() {
