@@ -43,20 +43,11 @@ func handshaker(c *http.Client) *http.Client {
 	return &own
 }
 
-// dial makes one attempt to connect to e. The error is a *DialError, or the cause of ctx.
+// dial makes one attempt to connect to e. The error is a *DialError.
 func (r *redial) dial(ctx context.Context, e *endpoint) (*Session, error) {
 	r.attempt++
 	d := &Dial{URL: e.url, Header: http.Header{}, Refresh: r.refresh, Attempt: r.attempt}
 	r.Trace.dialStart(redact(d.URL), d.Attempt)
-	s, err := r.attemptDial(ctx, d)
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	r.Trace.dialDone(redact(d.URL), d.Attempt, err)
-	return s, err
-}
-
-func (r *redial) attemptDial(ctx context.Context, d *Dial) (*Session, error) {
 	fail := func(ours bool, err error) error {
 		return newDialError(d, ours, err)
 	}
@@ -75,14 +66,15 @@ func (r *redial) attemptDial(ctx context.Context, d *Dial) (*Session, error) {
 	defer unwatch()
 
 	if r.Prepare != nil {
-		if err := r.Prepare(dialCtx, d); err != nil {
+		err := r.Prepare(dialCtx, d)
+		if dialCtx.Err() != nil {
+			err = context.Cause(dialCtx)
+		}
+		if err != nil {
 			return nil, fail(true, fmt.Errorf("prepare: %w", err))
 		}
-		if err := checkURL("Dial.URL", d.URL); err != nil {
+		if err := d.check(); err != nil {
 			return nil, fail(true, err)
-		}
-		if dialCtx.Err() != nil {
-			return nil, fail(true, context.Cause(dialCtx))
 		}
 	}
 	header := d.Header.Clone()
@@ -125,6 +117,9 @@ func (r *redial) attemptDial(ctx context.Context, d *Dial) (*Session, error) {
 		var ue *url.Error
 		if errors.As(err, &ue) {
 			err = ue.Err // without the URL, and its query
+			if strings.HasPrefix(err.Error(), "failed to parse Location header") { // there is no type
+				err = fmt.Errorf("%w: its Location cannot be parsed", errRedirect) // and may repeat the query
+			}
 		}
 		failed := newDialError(d, false, err)
 		failed.Status = h.status
@@ -140,6 +135,16 @@ func (r *redial) attemptDial(ctx context.Context, d *Dial) (*Session, error) {
 	conn.SetReadLimit(r.ReadLimit)
 	s.Conn, s.raw, s.Header = conn, h.raw, resp.Header
 	return s, nil
+}
+
+// check says what cannot be used of what Prepare has left.
+func (d *Dial) check() error {
+	for _, c := range []byte(d.Token) {
+		if c <= ' ' || c > '~' { // a newline at the end of a file, most often
+			return &OptionError{"Dial.Token", "has a character that no token has, such as a space or a newline"}
+		}
+	}
+	return checkURL("Dial.URL", d.URL)
 }
 
 func newDialError(d *Dial, ours bool, err error) *DialError {

@@ -85,9 +85,11 @@ func (r *redial) run(ctx context.Context, yield func(*Session, error) bool) erro
 		if err != nil {
 			var failed *DialError
 			if !errors.As(err, &failed) || ctx.Err() != nil {
+				r.Trace.dialDone(redact(e.url), r.attempt, context.Cause(ctx))
 				return context.Cause(ctx)
 			}
 			at = r.failed(ctx, e, failed)
+			r.Trace.dialDone(failed.URL, failed.Attempt, failed)
 			if failed.Final {
 				return failed
 			}
@@ -95,6 +97,7 @@ func (r *redial) run(ctx context.Context, yield func(*Session, error) bool) erro
 				return nil
 			}
 		} else {
+			r.Trace.dialDone(s.URL, s.Attempt, nil)
 			var last error
 			if at, last = r.serve(ctx, e, s, yield); last != nil || at.IsZero() {
 				return last

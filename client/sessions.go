@@ -82,8 +82,10 @@ type SessionOptions struct {
 	ReadLimit int64
 
 	// Decide says what to do about an error; nil means [Decide]. It gets a [*DialError], what
-	// the body gave to [Session.End], or a [*HeartbeatError]. An override decides what it
-	// knows, such as an error of its own Prepare, and calls Decide for the rest.
+	// the body gave to [Session.End], a [*HeartbeatError], or an error that says that the body
+	// gave nothing. An override decides what it knows, such as an error of its own Prepare,
+	// and calls Decide for the rest. It is called by the goroutine that runs the loop, which
+	// waits for it.
 	Decide func(err error) Verdict
 
 	// Trace, if not nil, is told what happens.
