@@ -344,7 +344,7 @@ func (c *conn) answerBad(f *wire.Frame, code, field, message string) {
 }
 
 func (c *conn) tooFast(f *wire.Frame, level float64, rate int) {
-	retry := max(1, time.Duration(-level/float64(rate)*float64(time.Second)).Milliseconds())
+	retry := refill(level, rate)
 	if f.Type == wire.Publish && f.ID != "" && len(f.ID) <= backplane.MaxID {
 		c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many frames", retry)
 		return
@@ -387,8 +387,7 @@ func (c *conn) publish(f *wire.Frame) {
 	if level := c.publishes.take(l.Publishes); level < 0 {
 		c.g.count.tooFast.Add(1)
 		if !p.ephemeral {
-			retry := max(1, time.Duration(-level/float64(l.Publishes)*float64(time.Second)).Milliseconds())
-			c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many messages", retry)
+			c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many messages", refill(level, l.Publishes))
 		}
 		return
 	}

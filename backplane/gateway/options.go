@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/heartbeat"
@@ -189,4 +190,10 @@ func (b *bucket) take(rate int) (level float64) {
 	b.at = now
 	b.level = max(b.level-1, -burst)
 	return b.level
+}
+
+// refill returns after how many milliseconds a bucket lets through the next thing, that
+// is when there is one in it, if taking the last has left it at level.
+func refill(level float64, rate int) int64 {
+	return int64(math.Ceil((1 - level) / float64(rate) * 1000))
 }
