@@ -243,7 +243,7 @@ func (c *Client) write(s *Session, read <-chan struct{}) {
 	defer timer.Stop()
 	hello := wire.Frame{Type: wire.Hello, Version: wire.Version}
 	frame := hello.Append(nil)
-	var buf []byte
+	buf := make([]byte, 0, 512) // never a message's: that may have to be written again
 	var f wire.Frame
 	for {
 		if err := s.Write(context.Background(), websocket.MessageText, frame); err != nil {
@@ -292,9 +292,6 @@ func (c *Client) write(s *Session, read <-chan struct{}) {
 			case <-s.Context().Done():
 				return
 			}
-		}
-		if cap(frame) > cap(buf) && cap(frame) <= 4<<10 {
-			buf = frame
 		}
 	}
 }
