@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync"
 	"time"
 )
 
@@ -18,14 +17,17 @@ type netConn struct {
 	net.Conn
 	timeout time.Duration
 
-	mu     sync.Mutex // held for one write, of whole frames, of at most a fragment
-	closed bool       // our close frame was written; nothing may follow it
+	// turn holds a value during one write, of whole frames, of at most a fragment. It is no
+	// lock, because the network is waited for with it: in virtual time a lock would stop
+	// the clock.
+	turn   chan struct{}
+	closed bool // our close frame was written; nothing may follow it. Guarded by turn
 }
 
 // Write writes b within the timeout.
 func (n *netConn) Write(b []byte) (int, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.turn <- struct{}{}
+	defer func() { <-n.turn }()
 	if n.closed {
 		return len(b), nil // the library wants to answer a close frame that answers ours
 	}
@@ -60,7 +62,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	h.conn = &netConn{Conn: inner, timeout: h.timeout}
+	h.conn = &netConn{Conn: inner, timeout: h.timeout, turn: make(chan struct{}, 1)}
 	rw.Writer.Reset(h.conn) // only control frames go through it, if nothing is compressed
 	return h.conn, rw, nil
 }
