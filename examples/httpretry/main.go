@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfast-ws/holdfast/backoff"
+	"github.com/holdfast-ws/holdfast/internal/retryafter"
 )
 
 func main() {
@@ -54,7 +55,7 @@ func get(ctx context.Context, client *http.Client, url string) (*http.Response, 
 		if err == nil {
 			switch resp.StatusCode {
 			case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-				hint = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+				hint = retryafter.Parse(resp.Header.Get("Retry-After"), time.Now(), backoff.MaxHint)
 			case http.StatusBadGateway, http.StatusGatewayTimeout:
 			default:
 				return resp, nil

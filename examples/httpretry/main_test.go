@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log"
-	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -137,45 +136,4 @@ func TestGetFromARealServerThatIsBusyAtFirst(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); string(body) != "hello" || err != nil {
 		t.Errorf("%q, %v", body, err)
 	}
-}
-
-var now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-
-func TestRetryAfter(t *testing.T) {
-	const most = math.MaxInt64 / time.Second * time.Second
-	tests := []struct {
-		reason, value string
-		want          time.Duration
-	}{
-		{"seconds", "120", 2 * time.Minute},
-		{"no header", "", 0},
-		{"zero", "0", 0},
-		{"negative", "-1", 0},
-		{"fractions are not allowed", "1.5", 0},
-		{"nor are spaces", " 1", 0},
-		{"words", "soon", 0},
-		{"a date", "Mon, 23 Nov 2026 12:01:00 GMT", time.Minute},
-		{"a date in the old form", "Monday, 23-Nov-26 12:01:00 GMT", time.Minute},
-		{"a date that has passed", "Mon, 23 Nov 2026 11:00:00 GMT", 0},
-		{"a date far away saturates", "Fri, 31 Dec 9999 23:59:59 GMT", math.MaxInt64},
-		{"what overflows a naive product to -292 years", "9223372037", most},
-		{"what wraps to 0.29 s", "18446744074", most},
-		{"what does not fit an integer", strings.Repeat("9", 1000), most},
-	}
-	for _, tt := range tests {
-		if got := retryAfter(tt.value, now); got != tt.want {
-			t.Errorf("%s: retryAfter(%.40q) = %v, want %v", tt.reason, tt.value, got, tt.want)
-		}
-	}
-}
-
-func FuzzRetryAfter(f *testing.F) {
-	for _, s := range []string{"", "1", "9223372037", "Mon, 23 Nov 2026 12:01:00 GMT", "-1", "1e9"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, value string) {
-		if d := retryAfter(value, now); d < 0 {
-			t.Errorf("retryAfter(%q) = %v", value, d)
-		}
-	})
 }
