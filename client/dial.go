@@ -116,9 +116,9 @@ func (r *redial) dial(ctx context.Context, e *endpoint) (*Session, error) {
 		}
 		var ue *url.Error
 		if errors.As(err, &ue) {
-			err = ue.Err // without the URL, and its query
-			if strings.HasPrefix(err.Error(), "failed to parse Location header") { // there is no type
-				err = fmt.Errorf("%w: its Location cannot be parsed", errRedirect) // and may repeat the query
+			// Without the URL and its query, which a redirect may repeat. (There is no type for that.)
+			if err = ue.Err; strings.HasPrefix(err.Error(), "failed to parse Location header") {
+				err = fmt.Errorf("%w: its Location cannot be parsed", errRedirect)
 			}
 		}
 		failed := newDialError(d, false, err)

@@ -264,6 +264,7 @@ func TestRedirects(t *testing.T) {
 		{"http://a.test:8080/", "https://a.test/b", false},
 		{"http://a.test/", "https://a.test:8443/b", false},
 		{"https://a.test/", "http://a.test/b", false}, // to the worse
+		{"https://a.test/", "http://a.test:443/b", false},
 		{"https://a.test/", "ftp://a.test/b", false},
 		{"https://a.test/", "https://b.test/", false},
 		{"https://a.test/", "https://www.a.test/", false},
@@ -369,7 +370,7 @@ func chain(err error) (all []error) {
 // Whatever goes wrong, neither errors nor logs nor traces have a query, a password or a
 // token in them.
 func TestSecretsAreToldToNobody(t *testing.T) {
-	const secret = "S3CR3T"
+	const secret, token, key = "S3CR3T", "T0K3N", "K3YK3Y"
 	hijack := func(text string) func(int, http.ResponseWriter, *http.Request) {
 		return func(_ int, w http.ResponseWriter, _ *http.Request) {
 			c, _, err := http.NewResponseController(w).Hijack()
@@ -397,7 +398,7 @@ func TestSecretsAreToldToNobody(t *testing.T) {
 		{"bad redirect", answer(302, "Location", "http://%zz/?a="+secret), nil, "redirect refused"},
 		{"token service", nil, func(r *rig, o *SessionOptions) {
 			o.Prepare = func(context.Context, *Dial) error {
-				return fmt.Errorf("token: %w", &url.Error{Op: "Get", URL: "https://id.test/?key=" + secret, Err: syscall.ECONNREFUSED})
+				return fmt.Errorf("token: %w", &url.Error{Op: "Get", URL: "https://id.test/?key=" + key, Err: syscall.ECONNREFUSED})
 			}
 		}, "https://id.test/"},
 		{"a transport that talks", nil, func(_ *rig, o *SessionOptions) {
@@ -415,7 +416,7 @@ func TestSecretsAreToldToNobody(t *testing.T) {
 			r := newRig(t, handler)
 			o := r.options()
 			o.Prepare = func(_ context.Context, d *Dial) error {
-				d.Token = "tok-" + secret
+				d.Token = token
 				return nil
 			}
 			var out bytes.Buffer
@@ -455,8 +456,14 @@ func TestSecretsAreToldToNobody(t *testing.T) {
 					fmt.Fprintf(&out, "%v %+v\n", e, e)
 				}
 			}
-			if text := out.String(); strings.Contains(text, secret) || !strings.Contains(text, tt.want) {
-				t.Errorf("%s: secrets, or not %q, in\n%s", tt.name, tt.want, text)
+			text := out.String()
+			for _, s := range []string{secret, "%20x", token, key} {
+				if strings.Contains(text, s) {
+					t.Errorf("%s: %s in\n%s", tt.name, s, text)
+				}
+			}
+			if !strings.Contains(text, tt.want) {
+				t.Errorf("%s: not %q in\n%s", tt.name, tt.want, text)
 			}
 		})
 	}
@@ -654,6 +661,30 @@ func TestAllServersAreTriedBeforeAWait(t *testing.T) {
 	if len(first) != 3 {
 		t.Errorf("the first is always one of %v", first)
 	}
+}
+
+// Without a token it is no use to try another server: there is a wait after each attempt.
+func TestTheTokenServiceIsNotAskedForEachServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &SessionOptions{
+			URLs:    []string{"ws://b", "ws://c"},
+			Backoff: backoff.Policy{Fixed: 1},
+			Prepare: func(context.Context, *Dial) error { return errors.New("away") },
+		}
+		var waits []time.Duration
+		for _, err := range Sessions(t.Context(), "ws://a", o) {
+			var failed *DialError
+			if !errors.As(err, &failed) {
+				t.Fatal(err)
+			}
+			if waits = append(waits, failed.Wait); len(waits) == 4 {
+				break
+			}
+		}
+		if fmt.Sprint(waits) != "[500ms 1s 2s 4s]" {
+			t.Errorf("waited %v", waits)
+		}
+	})
 }
 
 func TestAfterALossOthersComeFirst(t *testing.T) {

@@ -559,6 +559,7 @@ func TestUptimeCountsFromReady(t *testing.T) {
 		{"never, and need not", -1, false, 5 * time.Second},
 		{"at once", 0, true, 5 * time.Second},
 		{"shortly before the end", 15 * time.Second, false, 10 * time.Second},
+		{"early, and late once more", 2 * time.Second, true, 5 * time.Second},
 		{"never, and should have been", -1, true, time.Second}, // no Up at all: as failed attempts
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -572,7 +573,8 @@ func TestUptimeCountsFromReady(t *testing.T) {
 			l.needReady = tt.needReady
 			for s := range l.all(t.Context()) {
 				if tt.ready >= 0 {
-					time.AfterFunc(tt.ready, func() { s.Ready(); s.Ready() })
+					time.AfterFunc(tt.ready, s.Ready)
+					time.AfterFunc(18*time.Second, s.Ready) // which says nothing new
 				}
 				if s.Number == 3 {
 					break
