@@ -37,9 +37,12 @@ var table = Table{
 	"internal/readme":     nil,
 	"internal/redistest":  nil,
 	"internal/retryafter": nil,
-	"internal/torture":    {"./backplane", "./replay"},
-	"internal/wire":       {"./replay"},
-	"internal/wsrig":      nil,
+	"internal/torture": { // its Fabric is between gateways and clients
+		"./backoff", "./backplane", "./backplane/gateway", "./client", "./heartbeat", "./replay", "./internal/memnet", "./internal/retryafter", "./internal/wire",
+		"github.com/coder/websocket",
+	},
+	"internal/wire":  {"./replay"},
+	"internal/wsrig": nil,
 	"examples/...": {
 		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire",
 		"github.com/coder/websocket",

@@ -16,7 +16,7 @@ type Event struct {
 	Stored  time.Time // when the store got the entry
 	Payload string
 
-	Reset  replay.Reason // of a Reset, which has a Pos only if nothing followed yet
+	Reset  replay.Reason // of a Reset; its Pos, if there is one, is what follows it follows
 	Missed uint64
 
 	Died []time.Time // when the store lost it; it may have come back
@@ -178,10 +178,17 @@ func (r *Record) Check() (bad []Violation) {
 					s.on = false
 					seen = map[id]bool{}
 				}
-				if e.Reset != replay.ReasonTrimmed && !e.Pos.IsZero() {
+				s.reset = &events[i]
+				switch {
+				case e.Pos.IsZero():
+				case e.Reset != replay.ReasonTrimmed:
+					s.last = e.Pos
+				case s.on:
+					if m := e.Missed; m == 0 || e.Pos.Epoch != s.last.Epoch || e.Pos.Seq != s.last.Seq+m {
+						fail("I5 honest: %s: %v stands between %d and %d", who, e, s.last.Seq, e.Pos.Seq)
+					}
 					s.last = e.Pos
 				}
-				s.reset = &events[i]
 				continue
 			}
 			a, b := s.last, e.Pos
@@ -200,7 +207,13 @@ func (r *Record) Check() (bad []Violation) {
 				fail("I4 silent: %s went from epoch %x to %x without a Reset: %v", who, a.Epoch, b.Epoch, e)
 			case s.reset != nil:
 				newer := newest + r.newer(stored, e, s.reset.At)
-				if m := s.reset.Missed; m == 0 || b.Seq != a.Seq+1+m {
+				m := s.reset.Missed
+				if !s.reset.Pos.IsZero() {
+					m = 0 // counted already
+				} else if m == 0 {
+					m-- // which is wrong
+				}
+				if b.Seq != a.Seq+1+m {
 					fail("I5 honest: %s: %v stands between %d and %d", who, *s.reset, a.Seq, b.Seq)
 				} else if newer < r.Retention {
 					fail("I5 honest: %s: %v, but only %d are newer", who, *s.reset, newer)

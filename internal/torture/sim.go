@@ -63,6 +63,7 @@ type Outcome struct {
 	Log        []string // the faults, in order
 	Stats      []backplane.Stats
 	Converged  time.Duration // from when all was healed until everybody was at the head
+	Path       *Path         // of RunPath
 }
 
 func (o *Outcome) String() string {
