@@ -359,3 +359,8 @@ func (j *journal) all() []string {
 	defer j.mu.Unlock()
 	return slices.Clone(j.lines)
 }
+
+var (
+	memnetRefuse = memnet.Settings{Refuse: true}
+	memnetSmall  = memnet.Settings{Latency: time.Millisecond, Buffer: 400}
+)

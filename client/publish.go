@@ -165,7 +165,7 @@ type Pending struct {
 	seq      uint64 // in the order of Send
 	progress Progress
 	tries    int  // times written
-	doubt    bool // an earlier try may have been stored
+	doubt    bool // a try that is over may have been stored
 	receipt  Receipt
 	err      error
 }
@@ -408,16 +408,17 @@ func (c *Client) takeOut(p *Pending) {
 }
 
 // finish makes what became of a message final; it is in neither list any more. With an
-// error the outcome is made here, unless that is Unknown from the server. The lock is held.
+// error the outcome is made here. The lock is held.
 func (c *Client) finish(p *Pending, r Receipt, err error) {
 	r.ID = p.id
-	if p.progress = Answered; err != nil {
-		p.progress = Failed
-		if r.Outcome = NotStored; p.doubt {
+	if err != nil {
+		if r.Outcome = NotStored; p.doubt || p.progress == Written {
 			r.Outcome = Unknown
 		}
+		p.progress = Failed
 		c.stats.Failed++
 	} else {
+		p.progress = Answered
 		c.stats.Published++
 	}
 	c.n--
@@ -582,9 +583,8 @@ func (c *Client) onNack(f *wire.Frame) {
 	if p == nil {
 		return
 	}
-	if f.Outcome != wire.NotStored {
-		p.doubt = true
-	}
+	p.progress = Waiting
+	p.doubt = p.doubt || f.Outcome != wire.NotStored
 	c.wakeWriter()
 	now := time.Now()
 	switch f.Code {

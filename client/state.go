@@ -126,7 +126,7 @@ func (c *Client) notify() {
 // Stats are counts since the client was made, but for the first group.
 type Stats struct {
 	Subscriptions int // now
-	Buffered      int // messages and Resets that the application has not asked for yet
+	Buffered      int // events that applications have not asked for, or only just
 	Queued        int // messages that wait to be sent, or for their answer
 	QueuedBytes   int
 
