@@ -648,3 +648,18 @@ func TestWhoWaitsIsServedAsSoonAsTheBackplaneIsBack(t *testing.T) {
 		}
 	})
 }
+
+// The number was forgotten if the reader stood just where the log began.
+func TestWhoLagsIsToldHowManyItMissedAlsoWithoutASnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := memory(t, nil)
+		h := hub(t, m, &Options{Snapshot: func(context.Context, string, replay.Position) ([]byte, replay.Position, error) {
+			return nil, replay.Position{}, errors.New("none")
+		}})
+		pos := ten(t, h, "x")
+		for i := range 2 {
+			s := subscribe(t, h, "x", &SubscribeOptions{After: pos[i], Lag: &replay.Lag{Entries: 3}})
+			expect(t, next(t, s), fmt.Sprintf("reset(lagging %d) 8 9 10", 7-i))
+		}
+	})
+}

@@ -388,8 +388,9 @@ func (s *Subscription) reset(t *topic, b *Batch, max replay.Budget, gap *replay.
 
 // goOn reads what is there from a place on, or later if need be.
 func (s *Subscription) goOn(t *topic, b *Batch, max replay.Budget, r *Reset, from replay.Position) {
+	known := r.Missed > 0
 	for {
-		if r.Missed > 0 && from.Epoch == r.Want.Epoch {
+		if known && from.Epoch == r.Want.Epoch {
 			r.Missed = from.Seq - r.Want.Seq
 		}
 		s.cursor.Seek(from)
@@ -405,7 +406,7 @@ func (s *Subscription) goOn(t *topic, b *Batch, max replay.Budget, r *Reset, fro
 		// kind which takes its place.
 		gap := err.(*replay.GapError)
 		if gap.Reason != replay.ReasonTrimmed && gap.Reason != replay.ReasonLagging {
-			r.Reason, r.Missed = gap.Reason, 0
+			r.Reason, r.Missed, known = gap.Reason, 0, false
 		}
 		r.Head, from = gap.Head, gap.Oldest
 	}
