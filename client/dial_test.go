@@ -532,12 +532,15 @@ func TestOnRealSockets(t *testing.T) {
 		echo(0, w, req)
 	})
 	quiet := log.New(io.Discard, "", 0)
-	for _, kind := range []string{"http", "https", "https with h2"} {
+	for _, kind := range []string{"http", "http with a client", "https", "https with h2"} {
 		server := httptest.NewUnstartedServer(handler)
 		server.Config.ErrorLog = quiet
 		var o *SessionOptions
-		if kind == "http" {
+		if !strings.HasPrefix(kind, "https") {
 			server.Start()
+			if kind != "http" {
+				o = &SessionOptions{HTTPClient: &http.Client{}}
+			}
 		} else {
 			server.EnableHTTP2 = kind == "https with h2"
 			server.StartTLS()
@@ -560,7 +563,7 @@ func TestOnRealSockets(t *testing.T) {
 		if len(errs) != 1 || !errors.As(errs[0], &failed) || failed.Status != 404 || !failed.Final {
 			t.Errorf("%s: %v", kind, errs)
 		}
-		if kind != "http" {
+		if strings.HasPrefix(kind, "https") {
 			for _, err := range Sessions(t.Context(), server.URL, nil) {
 				var unknown *tls.CertificateVerificationError
 				if !errors.As(err, &failed) || failed.Final || !errors.As(err, &unknown) {

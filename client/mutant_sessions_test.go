@@ -43,7 +43,7 @@ func TestPlantedBugsOfSessionsAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "a bad answer is read for three seconds", File: "dial.go",
 			Old: "			body.Close()\n		})", New: "		})"},
 		mutant.Mutant{Why: "a panic leaves the connection open", File: "redial.go",
-			Old: "			s.release(false) // the body", New: "			// the body"},
+			Old: "			s.release(false) // the body,", New: "			// the body,"},
 		mutant.Mutant{Why: "a farewell of five seconds", File: "sessions.go",
 			Old: "timer := time.AfterFunc(closeGrace, func() { s.raw.Close() })", New: "timer := time.AfterFunc(closeGrace, func() {})"},
 		mutant.Mutant{Why: "the heartbeat's verdict is hidden", File: "redial.go",

@@ -97,7 +97,6 @@ func (r *redial) run(ctx context.Context, yield func(*Session, error) bool) erro
 				return nil
 			}
 		} else {
-			r.Trace.dialDone(s.URL, s.Attempt, nil)
 			var last error
 			if at, last = r.serve(ctx, e, s, yield); last != nil || at.IsZero() {
 				return last
@@ -163,10 +162,11 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 	done := false
 	defer func() {
 		if !done {
-			s.release(false) // the body has panicked, or called runtime.Goexit
+			s.release(false) // the body, or a callback, has panicked or called runtime.Goexit
 		}
 	}()
-	s.up = func() { r.up() }
+	r.Trace.dialDone(s.URL, s.Attempt, nil)
+	s.up = r.up
 	if !r.needReady {
 		s.since = time.Now()
 		r.up()
@@ -196,7 +196,9 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 	err := s.end()
 	s.release(politely)
 	done = true
-	r.attempt = 0
+	if !s.since.IsZero() {
+		r.attempt = 0
+	}
 	if !goOn || ctx.Err() != nil {
 		cause := context.Cause(ctx)
 		r.Trace.down(s, cause, 0)

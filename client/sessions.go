@@ -65,9 +65,9 @@ type SessionOptions struct {
 	// clients that have already given up.
 	DialTimeout time.Duration
 
-	// Limiter, if not nil, is waited for before every attempt: a *rate.Limiter of
-	// golang.org/x/time/rate that all loops of a process share bounds what they dial
-	// together. Its error is a failed attempt.
+	// Limiter, if not nil, is waited for before every attempt, for as long as that takes: a
+	// *rate.Limiter of golang.org/x/time/rate that all loops of a process share bounds what
+	// they dial together. Its error is a failed attempt.
 	Limiter interface{ Wait(context.Context) error }
 
 	// Heartbeat finds servers that are gone. Its zero value is the default of package

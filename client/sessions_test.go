@@ -371,6 +371,23 @@ func TestTheContextEndsTheLoopAtEveryPoint(t *testing.T) {
 	}
 }
 
+// And in between: every twentieth of a millisecond from the beginning into the session.
+func TestTheContextEndsTheLoopAtEveryMoment(t *testing.T) {
+	for moment := time.Duration(0); moment < 8*time.Millisecond; moment += 50 * time.Microsecond {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, echo)
+			ctx, cancel := context.WithTimeout(t.Context(), moment)
+			defer cancel()
+			start := time.Now()
+			_, errs := loop(ctx, "ws://server.test", r.options())
+			if len(errs) != 1 || errs[0] != context.DeadlineExceeded || time.Since(start) != moment {
+				t.Errorf("at %v: it ended after %v with %v", moment, time.Since(start), errs)
+			}
+			r.expectQuiet(t)
+		})
+	}
+}
+
 func TestAContextThatHasEndedDialsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, echo)
