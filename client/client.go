@@ -72,19 +72,21 @@ type Client struct {
 	lastUnwanted time.Time
 
 	// Messages. Each is in one of waiting and sent, both in the order of seq.
-	waiting   []*Pending
-	sent      []*Pending // written in this session, and not answered
-	n, bytes  int        // in both
-	seq       uint64
-	blocked   []*blocked
-	window    int // how many may be in sent
-	maxWindow int
-	grown     int
-	holdAll   time.Time         // nothing is written before
-	held      map[string]*delay // by topic
-	age       *time.Timer
-	ageArmed  bool
-	flushed   chan struct{} // closed when Closing and nothing is left
+	waiting     []*Pending
+	sent        []*Pending // written in this session, and not answered
+	n, bytes    int        // in both
+	seq         uint64
+	blocked     []*blocked
+	window      int // how many may be in sent
+	maxWindow   int
+	grown       int
+	holdAll     time.Time         // no message is written before
+	gap         time.Duration     // nor sooner than this after
+	lastPublish time.Time         //
+	held        map[string]*delay // by topic
+	age         *time.Timer
+	ageArmed    bool
+	flushed     chan struct{} // closed when Closing and nothing is left
 
 	ephemeral      [][]byte // frames
 	ephemeralBytes int
@@ -208,7 +210,7 @@ func (c *Client) serve(s *Session) bool {
 		p.doubt = true
 	}
 	sent := c.sent
-	c.sent, c.holdAll = nil, time.Time{}
+	c.sent, c.holdAll, c.gap = nil, time.Time{}, 0
 	c.again(sent...)
 	c.stats.EphemeralDropped += uint64(len(c.ephemeral))
 	c.ephemeral, c.ephemeralBytes = nil, 0
@@ -316,6 +318,7 @@ func (c *Client) nextFrame(now time.Time, f *wire.Frame, buf []byte) (frame []by
 	}
 	for topic := range c.leaving {
 		delete(c.leaving, topic)
+		c.lastUnwanted = now
 		c.ref++
 		*f = wire.Frame{Type: wire.Unsubscribe, Topic: topic, Ref: c.ref}
 		return f.Append(buf), at

@@ -417,6 +417,7 @@ func (c *Client) finish(p *Pending, r Receipt, err error) {
 		}
 		p.progress = Failed
 		c.stats.Failed++
+		c.forgetDelay(p.topic)
 	} else {
 		p.progress = Answered
 		c.stats.Published++
@@ -468,10 +469,21 @@ func (c *Client) oldest() *Pending {
 	return c.waiting[0]
 }
 
-// A delay keeps back the messages to a topic in which the server cannot store now.
+// A delay keeps back the messages to a topic in which the server cannot store now: until a
+// time, and then all but one until that is stored.
 type delay struct {
 	pace  backoff.Loop
 	until time.Time
+	probe *Pending // the one
+}
+
+// forgetDelay drops the delay of a topic to which there are no messages any more. The lock
+// is held.
+func (c *Client) forgetDelay(topic string) {
+	of := func(p *Pending) bool { return p.topic == topic }
+	if c.held[topic] != nil && !slices.ContainsFunc(c.waiting, of) && !slices.ContainsFunc(c.sent, of) {
+		delete(c.held, topic)
+	}
 }
 
 // again returns messages that were written to the queue, each to its place. The lock is
@@ -495,20 +507,28 @@ func (c *Client) nextPublish(now time.Time) (next *Pending, at time.Time) {
 	if len(c.sent) >= c.window {
 		return nil, at
 	}
-	if now.Before(c.holdAll) {
+	if now.Before(c.holdAll) || now.Before(c.lastPublish.Add(c.gap)) {
 		if len(c.waiting) > 0 {
-			at = c.holdAll
+			if at = c.lastPublish.Add(c.gap); at.Before(c.holdAll) {
+				at = c.holdAll
+			}
 		}
 		return nil, at
 	}
 	for i := 0; i < len(c.waiting); i++ {
 		p := c.waiting[i]
 		if len(c.held) > 0 {
-			if h := c.held[p.topic]; h != nil && now.Before(h.until) {
-				if at.IsZero() || h.until.Before(at) {
-					at = h.until
+			if h := c.held[p.topic]; h != nil {
+				if now.Before(h.until) {
+					if at.IsZero() || h.until.Before(at) {
+						at = h.until
+					}
+					continue
 				}
-				continue
+				if h.probe != nil && h.probe.progress == Written {
+					continue
+				}
+				h.probe = p
 			}
 		}
 		if i == 0 {
@@ -526,6 +546,7 @@ func (c *Client) nextPublish(now time.Time) (next *Pending, at time.Time) {
 			c.stats.Resent++
 		}
 		p.tries++
+		c.lastPublish = now
 		c.sent = append(c.sent, p)
 		return p, at
 	}
@@ -559,7 +580,11 @@ func (c *Client) onAck(f *wire.Frame) {
 	if h := c.held[p.topic]; h != nil {
 		delete(c.held, p.topic)
 	}
-	// Additive increase: after a refusal only so much is on its way as the server takes.
+	// After a refusal as much is on its way, and as fast, as the server takes, which is found
+	// out by doing more until the next refusal.
+	if c.gap -= c.gap / 16; c.gap < minGap/2 {
+		c.gap = 0
+	}
 	if c.grown++; c.grown >= c.window && c.window < c.maxWindow {
 		c.window++
 		c.grown = 0
@@ -592,6 +617,9 @@ func (c *Client) onNack(f *wire.Frame) {
 		c.window, c.grown = 1, 0
 		if !now.Before(c.holdAll) { // others of the same burst are told the same
 			c.holdAll = now.Add(retry(f, time.Second))
+			if f.Code == wire.TooFast {
+				c.gap = min(max(2*c.gap, minGap), maxGap)
+			}
 		}
 	case wire.Unavailable, wire.Internal:
 		h := c.held[p.topic]
@@ -608,6 +636,12 @@ func (c *Client) onNack(f *wire.Frame) {
 	}
 	c.again(p)
 }
+
+// The bounds of Client.gap, but for 0.
+const (
+	minGap = 20 * time.Millisecond
+	maxGap = time.Second
+)
 
 // retry returns how long the server asks to wait, or else if it does not say.
 func retry(f *wire.Frame, otherwise time.Duration) time.Duration {

@@ -413,8 +413,8 @@ func (c *Client) following(topic string) *Subscription {
 		return s
 	}
 	if s == nil || s.phase == paused {
-		// The unsubscribe has not come yet where it should. If it has got lost, which only
-		// a server that refuses it for its rate lets happen, it is told again.
+		// The unsubscribe was written after this frame. If it was not, but some time ago, it
+		// is told again: a server may have refused it for its rate.
 		if now := time.Now(); now.Sub(c.lastUnwanted) > unwantedEvery {
 			c.lastUnwanted = now
 			c.leaving[topic] = struct{}{}
