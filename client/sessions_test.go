@@ -239,6 +239,7 @@ func TestAServerThatAcceptsAndClosesIsDialledAsTheBackoffSays(t *testing.T) {
 			if got := len(r.requests()); got > want || got < want-1 || sessions != got || len(errs) != 1 || got > 20 {
 				t.Errorf("seed %d: %d dials in a minute, the backoff alone makes %d; %d sessions, errors %v", seed, got, want, sessions, errs)
 			}
+			t.Logf("seed %d: %d dials in a minute", seed, len(r.requests()))
 			r.expectQuiet(t)
 		})
 	}

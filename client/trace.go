@@ -21,8 +21,9 @@ type Trace struct {
 	Up func(s *Session)
 
 	// Down is called after a session. The error is why it ended: as it was given to Decide,
-	// or nil if the loop was left. wait is the delay before the next dial; it is 0 also if
-	// there will be none.
+	// with whatever text the server has put into it, the cause of the loop's context if that
+	// ended it, or nil if the loop was left. wait is the delay before the next dial; it is 0
+	// also if there will be none.
 	Down func(s *Session, err error, wait time.Duration)
 
 	// Cut is called when a wait is cut short, by left, because the machine was suspended or
