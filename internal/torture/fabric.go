@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/internal/memnet"
@@ -15,7 +16,12 @@ import (
 
 // VirtualFabric is a Fabric of networks in memory, one for each node, in virtual time.
 type VirtualFabric struct {
+	// Eat is the share of entries frames that get lost between node and client, and
+	// of those that come twice: not what a network does, but a bug on the way would.
+	Eat float64
+
 	settings memnet.Settings
+	healed   atomic.Bool
 	pending  sync.WaitGroup // faults that will be healed
 
 	mu   sync.Mutex // guards nets
@@ -40,11 +46,50 @@ func (f *VirtualFabric) Listen(node int) net.Listener {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.nets[node] = n
+	if f.Eat > 0 {
+		return eater{n, f}
+	}
 	return n
 }
 
+// An eater is a listener whose connections lose frames.
+type eater struct {
+	net.Listener
+	f *VirtualFabric
+}
+
+func (e eater) Accept() (net.Conn, error) {
+	c, err := e.Listener.Accept()
+	return &eaten{c, e.f}, err
+}
+
+type eaten struct {
+	net.Conn
+	f *VirtualFabric
+}
+
+// Write writes b, which is whole frames or what comes before the first.
+func (c *eaten) Write(b []byte) (int, error) {
+	const text, head = 0x81, `{"t":"entries"`
+	start := 2
+	if len(b) > 4 && b[1] == 126 {
+		start = 4
+	}
+	if b[0] == text && len(b) > start+len(head) && string(b[start:start+len(head)]) == head && !c.f.healed.Load() {
+		switch r := rand.Float64(); {
+		case r < c.f.Eat:
+			return len(b), nil
+		case r < 2*c.f.Eat:
+			b = append(b[:len(b):len(b)], b...)
+			n, err := c.Conn.Write(b)
+			return n / 2, err
+		}
+	}
+	return c.Conn.Write(b)
+}
+
 // URL implements Fabric.
-func (f *VirtualFabric) URL(node int) string { return fmt.Sprintf("ws://node%d.example/ws", node) }
+func (f *VirtualFabric) URL(node, _ int) string { return fmt.Sprintf("ws://node%d.example/ws", node) }
 
 // Transport implements Fabric.
 func (f *VirtualFabric) Transport() http.RoundTripper {
@@ -143,4 +188,7 @@ func (f *VirtualFabric) Fault(rnd *rand.Rand, note func(string)) {
 }
 
 // Heal implements Fabric.
-func (f *VirtualFabric) Heal() { f.pending.Wait() }
+func (f *VirtualFabric) Heal() {
+	f.pending.Wait()
+	f.healed.Store(true)
+}
