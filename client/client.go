@@ -73,8 +73,9 @@ type Client struct {
 
 	// Messages. Each is in one of waiting and sent, both in the order of seq.
 	waiting     []*Pending
-	sent        []*Pending // written in this session, and not answered
-	n, bytes    int        // in both
+	sent        []*Pending // written in this session, and not answered; those given up as well
+	n, bytes    int        // in both, without those given up
+	mute        bool       // the server does not answer, and takes no more before it does
 	seq         uint64
 	blocked     []*blocked
 	window      int // how many may be in sent
@@ -82,7 +83,7 @@ type Client struct {
 	grown       int
 	holdAll     time.Time         // no message is written before
 	gap         time.Duration     // nor sooner than this after
-	lastPublish time.Time         //
+	lastPublish time.Time         // when the last one was written
 	held        map[string]*delay // by topic
 	age         *time.Timer
 	ageArmed    bool
@@ -104,6 +105,7 @@ var (
 	errNoWelcome  = errors.New("client: the server does not welcome us")
 	errNoProtocol = errors.New("client: the server does not speak " + wire.Subprotocol)
 	errGoodbye    = errors.New("client: the server has said goodbye")
+	errMute       = errors.New("client: the server does not answer")
 )
 
 // New returns a client that connects to the gateway at url, a ws:// or wss:// URL, in the
@@ -168,7 +170,9 @@ func (c *Client) finishAll(err error) {
 	c.setState(Closed)
 	for _, list := range [][]*Pending{c.sent, c.waiting} {
 		for _, p := range list {
-			c.finish(p, Receipt{}, err)
+			if open(p) {
+				c.finish(p, Receipt{}, err)
+			}
 		}
 	}
 	c.sent, c.waiting = nil, nil
@@ -206,11 +210,11 @@ func (c *Client) serve(s *Session) bool {
 	}
 	c.session, c.ready, c.goodbye, c.beat, c.refusal = false, false, false, false, nil
 	c.setState(Connecting)
-	for _, p := range c.sent {
+	sent := slices.DeleteFunc(c.sent, func(p *Pending) bool { return !open(p) })
+	for _, p := range sent {
 		p.doubt = true
 	}
-	sent := c.sent
-	c.sent, c.holdAll, c.gap = nil, time.Time{}, 0
+	c.sent, c.mute, c.holdAll, c.gap = nil, false, time.Time{}, 0
 	c.again(sent...)
 	c.stats.EphemeralDropped += uint64(len(c.ephemeral))
 	c.ephemeral, c.ephemeralBytes = nil, 0
@@ -262,14 +266,17 @@ func (c *Client) write(s *Session, read <-chan struct{}) {
 			c.mu.Lock()
 			now := time.Now()
 			late := !c.deadline.IsZero() && !now.Before(c.deadline)
-			leave, goodbye := c.leave, c.goodbye
 			var at time.Time
 			frame, at = c.nextFrame(now, &f, buf[:0])
+			leave, goodbye, mute := c.leave, c.goodbye, c.mute
 			c.mu.Unlock()
 			switch {
 			case leave:
 				farewell(s)
 				<-read
+				return
+			case mute:
+				s.cancel(errMute)
 				return
 			case late && goodbye:
 				s.cancel(errGoodbye)
@@ -309,6 +316,8 @@ func farewell(s *Session) {
 // and when to look again. The lock is held.
 func (c *Client) nextFrame(now time.Time, f *wire.Frame, buf []byte) (frame []byte, at time.Time) {
 	switch {
+	case c.leave:
+		return nil, at
 	case c.beat:
 		c.beat = false
 		*f = wire.Frame{Type: wire.Beat}

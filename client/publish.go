@@ -395,16 +395,16 @@ func (c *Client) admit() {
 	}
 }
 
-// takeOut removes a message from waiting or sent. The lock is held.
-func (c *Client) takeOut(p *Pending) {
-	for _, list := range []*[]*Pending{&c.waiting, &c.sent} {
-		if i := slices.Index(*list, p); i == 0 { // as nearly always
-			(*list)[0] = nil
-			*list = (*list)[1:]
-		} else if i > 0 {
-			*list = slices.Delete(*list, i, i+1)
-		}
+// takeOut removes a message that waits. The lock is held.
+func (c *Client) takeOut(p *Pending) { c.waiting = remove(c.waiting, slices.Index(c.waiting, p)) }
+
+// remove removes element i, which is nearly always the first.
+func remove(list []*Pending, i int) []*Pending {
+	if i == 0 {
+		list[0] = nil
+		return list[1:]
 	}
+	return slices.Delete(list, i, i+1)
 }
 
 // finish makes what became of a message final; it is in neither list any more. With an
@@ -450,23 +450,26 @@ func (c *Client) armAge() {
 			if time.Since(p.at) < c.opts.Age {
 				break
 			}
-			c.takeOut(p)
+			if p.progress == Waiting {
+				c.takeOut(p)
+			} // what is sent counts for the server until it has answered
 			c.finish(p, Receipt{}, ErrExpired)
 		}
-		c.wakeWriter() // the window may be open again
+		c.wakeWriter()
 		c.armAge()
 	})
 }
 
-// oldest returns the message that was queued first. The lock is held, and there is one.
+// open reports whether a message is neither answered nor given up. The lock is held.
+func open(p *Pending) bool { return p.progress < Answered }
+
+// oldest returns the open message that was queued first. The lock is held, and there is one.
 func (c *Client) oldest() *Pending {
-	switch {
-	case len(c.sent) == 0:
+	i := slices.IndexFunc(c.sent, open)
+	if i < 0 || len(c.waiting) > 0 && c.waiting[0].seq < c.sent[i].seq {
 		return c.waiting[0]
-	case len(c.waiting) == 0 || c.sent[0].seq < c.waiting[0].seq:
-		return c.sent[0]
 	}
-	return c.waiting[0]
+	return c.sent[i]
 }
 
 // A delay keeps back the messages to a topic in which the server cannot store now: until a
@@ -505,6 +508,11 @@ func (c *Client) again(ps ...*Pending) {
 // is zero if something else has to happen first. The lock is held.
 func (c *Client) nextPublish(now time.Time) (next *Pending, at time.Time) {
 	if len(c.sent) >= c.window {
+		if len(c.waiting) > 0 && !slices.ContainsFunc(c.sent, open) {
+			if at = c.lastPublish.Add(muteAfter); !now.Before(at) {
+				c.mute = true
+			}
+		}
 		return nil, at
 	}
 	if now.Before(c.holdAll) || now.Before(c.lastPublish.Add(c.gap)) {
@@ -531,12 +539,7 @@ func (c *Client) nextPublish(now time.Time) (next *Pending, at time.Time) {
 				h.probe = p
 			}
 		}
-		if i == 0 {
-			c.waiting[0] = nil
-			c.waiting = c.waiting[1:]
-		} else {
-			c.waiting = slices.Delete(c.waiting, i, i+1)
-		}
+		c.waiting = remove(c.waiting, i)
 		if max := c.limits.Message; max > 0 && len(p.frame) > max {
 			c.finish(p, Receipt{}, fmt.Errorf("%w: %d bytes as it travels, and the server takes %d", ErrTooLarge, len(p.frame), max))
 			i--
@@ -553,18 +556,19 @@ func (c *Client) nextPublish(now time.Time) (next *Pending, at time.Time) {
 	return nil, at
 }
 
-// answered returns the message that an ack or nack is about, taken out of sent, or nil. The
-// lock is held.
+// answered returns the message that an ack or nack is about, taken out of sent, or nil if it
+// was given up. The lock is held.
 func (c *Client) answered(id string) *Pending {
 	for i, p := range c.sent { // nearly always the first
 		if p.id != id {
 			continue
 		}
-		if i == 0 {
-			c.sent[0] = nil
-			c.sent = c.sent[1:]
-		} else {
-			c.sent = slices.Delete(c.sent, i, i+1)
+		if len(c.waiting) > 0 {
+			c.wakeWriter()
+		}
+		c.sent = remove(c.sent, i)
+		if !open(p) {
+			return nil
 		}
 		return p
 	}
@@ -575,11 +579,9 @@ func (c *Client) answered(id string) *Pending {
 func (c *Client) onAck(f *wire.Frame) {
 	p := c.answered(f.ID)
 	if p == nil {
-		return // given up meanwhile
+		return
 	}
-	if h := c.held[p.topic]; h != nil {
-		delete(c.held, p.topic)
-	}
+	delete(c.held, p.topic)
 	// After a refusal as much is on its way, and as fast, as the server takes, which is found
 	// out by doing more until the next refusal.
 	if c.gap -= c.gap / 16; c.gap < minGap/2 {
@@ -588,9 +590,6 @@ func (c *Client) onAck(f *wire.Frame) {
 	if c.grown++; c.grown >= c.window && c.window < c.maxWindow {
 		c.window++
 		c.grown = 0
-	}
-	if len(c.waiting) > 0 {
-		c.wakeWriter()
 	}
 	r := Receipt{Outcome: Committed, Pos: f.Pos}
 	switch f.Outcome {
@@ -636,6 +635,10 @@ func (c *Client) onNack(f *wire.Frame) {
 	}
 	c.again(p)
 }
+
+// muteAfter is how long the server may take to answer when nothing can be sent to it before
+// it does, and nobody waits for the answers any more.
+const muteAfter = 10 * time.Second
 
 // The bounds of Client.gap, but for 0.
 const (
