@@ -349,7 +349,11 @@ func (c *conn) tooFast(f *wire.Frame, level float64, rate int) {
 		c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many frames", retry)
 		return
 	}
-	c.send(&wire.Frame{Type: wire.Error, Code: wire.TooFast, Message: "too many frames", Ref: f.Ref, Retry: retry})
+	answer := wire.Frame{Type: wire.Error, Code: wire.TooFast, Message: "too many frames", Ref: f.Ref, Retry: retry}
+	if len(f.Topic) <= backplane.MaxTopic {
+		answer.Topic = f.Topic
+	}
+	c.send(&answer)
 }
 
 func (c *conn) nack(id, outcome, code, field, message string, retry int64) {
