@@ -103,7 +103,7 @@ func (p *pool) run(w *worker) {
 		if !p.armed.Load() && p.armed.CompareAndSwap(false, true) {
 			p.timer.Reset(look)
 		}
-		sub.c.flush(s)
+		sub.c.flush(s, true)
 		w.turn.Add(1)
 	}
 }

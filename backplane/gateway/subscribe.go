@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -86,7 +87,9 @@ func (c *conn) join(ctx context.Context, s *sub, from []replay.Position, last in
 		c.failJoin(s, code, message, ref)
 		return
 	}
-	s.checked.Store(time.Now().Unix())
+	// Those that are made together are not to be asked about together.
+	spread := max(time.Second, g.opts.Recheck)
+	s.checked.Store(time.Now().Add(-rand.N(spread)).Unix())
 	if !grant.Floor.IsZero() {
 		floor = grant.Floor
 	}
@@ -98,36 +101,29 @@ func (c *conn) join(ctx context.Context, s *sub, from []replay.Position, last in
 	}
 	answer.Ref = ref
 	s.feed = g.enterFeed(s.topic)
-	s.at = answer.Base
-	c.mu.Lock()
-	if s.ended.Load() || c.ended {
-		c.mu.Unlock()
+	s.at = live.Position() // also if it is no base, because a reset comes first
+	ours := false
+	c.sendIf(answer, func() bool {
+		if ours = !s.ended.Load() && !c.ended; ours {
+			s.live.Store(live)
+			s.stop.Store(nil)
+		}
+		return ours
+	})
+	if !ours {
 		live.Close()
 		g.leaveFeed(s.feed)
 		return
 	}
-	s.live.Store(live)
-	s.stop.Store(nil)
-	c.mu.Unlock()
 	if t := g.opts.Trace; t != nil && t.Subscribed != nil {
 		t.Subscribed(c.info(), s.topic, len(from) > 0)
 	}
-	c.send(answer)
 	backplane.Arm(g.poller, live) // entries come after the answer
 }
 
 // failJoin ends a subscription that was not made.
 func (c *conn) failJoin(s *sub, code, message string, ref uint64) {
-	c.mu.Lock()
-	mine := slices.Contains(c.subs, s)
-	if mine {
-		c.take(s.topic)
-	}
-	c.mu.Unlock()
-	if mine { // else nobody wants to know any more
-		s.close()
-		c.send(&wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: s.topic, Ref: ref})
-	}
+	c.remove(s, &wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: s.topic, Ref: ref})
 }
 
 // open subscribes to a topic after the position furthest back, of several, from which
@@ -199,36 +195,49 @@ func (c *conn) unsubscribe(f *wire.Frame) {
 
 // drop ends a subscription of the server's own accord.
 func (c *conn) drop(s *sub, code, message string) {
-	c.mu.Lock()
-	mine := slices.Contains(c.subs, s)
-	if mine {
-		c.take(s.topic)
-	}
-	c.mu.Unlock()
-	if mine {
-		s.close()
-		c.send(&wire.Frame{Type: wire.Unsubscribed, Topic: s.topic, Code: code, Message: message})
-	}
+	c.remove(s, &wire.Frame{Type: wire.Unsubscribed, Topic: s.topic, Code: code, Message: message})
+}
+
+// remove ends a subscription and says so, in one step, so that nothing of a later one of
+// the same topic is said before. If s is in the list no more, nobody wants to know.
+func (c *conn) remove(s *sub, f *wire.Frame) {
+	rest := func() {}
+	c.sendIf(f, func() bool {
+		mine := slices.Contains(c.subs, s)
+		if mine {
+			c.take(s.topic)
+			rest = s.cut()
+		}
+		return mine
+	})
+	rest()
 }
 
 // close ends a subscription that is no longer in its connection's list. What the writer
 // has read of it already is still written.
 func (s *sub) close() {
-	c := s.c
-	c.mu.Lock()
+	s.c.mu.Lock()
+	rest := s.cut()
+	s.c.mu.Unlock()
+	rest()
+}
+
+// cut is close with the lock held; what it returns is to be called without.
+func (s *sub) cut() (rest func()) {
 	ended := s.ended.Swap(true)
 	live := s.live.Swap(nil)
 	stop := s.stop.Swap(nil)
-	c.mu.Unlock()
-	if ended {
-		return
-	}
-	c.g.count.subscriptions.Add(-1)
-	if stop != nil {
-		(*stop)()
-	}
-	if live != nil {
-		live.Close()
-		c.g.leaveFeed(s.feed)
+	return func() {
+		if ended {
+			return
+		}
+		s.c.g.count.subscriptions.Add(-1)
+		if stop != nil {
+			(*stop)()
+		}
+		if live != nil {
+			live.Close()
+			s.c.g.leaveFeed(s.feed)
+		}
 	}
 }

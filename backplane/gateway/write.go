@@ -24,20 +24,24 @@ var budget = replay.Budget{Entries: 256, Bytes: 16 << 10}
 
 // send has a frame written, now or by whoever is writing. It may wait for the network,
 // but not longer than the write timeout.
-func (c *conn) send(f *wire.Frame) { c.enqueue(f, 0, "") }
+func (c *conn) send(f *wire.Frame) { c.enqueue(f, 0, "", nil) }
+
+// sendIf is send if what may, with the lock held, says so: in one step with what it does.
+// It is not asked if nothing is sent any more.
+func (c *conn) sendIf(f *wire.Frame, may func() bool) { c.enqueue(f, 0, "", may) }
 
 // end closes the connection when all that was sent before is written, and f, which may
 // be nil.
-func (c *conn) end(code int, reason string, f *wire.Frame) { c.enqueue(f, code, reason) }
+func (c *conn) end(code int, reason string, f *wire.Frame) { c.enqueue(f, code, reason, nil) }
 
-func (c *conn) enqueue(f *wire.Frame, closing int, reason string) {
+func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() bool) {
 	s := c.g.scratch.Get().(*scratch)
 	defer c.g.scratch.Put(s)
 	if f != nil {
 		s.text = f.Append(s.text[:0])
 	}
 	c.mu.Lock()
-	if c.dead.Load() || c.closing != 0 {
+	if c.dead.Load() || c.closing != 0 || may != nil && !may() {
 		c.mu.Unlock()
 		return
 	}
@@ -59,7 +63,7 @@ func (c *conn) enqueue(f *wire.Frame, closing int, reason string) {
 	}
 	c.writing = true
 	c.mu.Unlock()
-	c.flush(s)
+	c.flush(s, false)
 }
 
 // offer hands over a subscription that has something to be read, and reports whether
@@ -81,7 +85,10 @@ func (c *conn) offer(s *sub) bool {
 // flush writes all there is to be written. There is one writer for a connection at a
 // time: whoever finds that there is none becomes it, and what others have meanwhile it
 // writes for them. So nobody waits for a slow connection but one goroutine.
-func (c *conn) flush(s *scratch) {
+//
+// Who has other things to do than to write hands over to a goroutine when it comes to
+// subscriptions: there may be news of them without end.
+func (c *conn) flush(s *scratch, writer bool) {
 	for {
 		var err error
 		c.mu.Lock()
@@ -103,6 +110,15 @@ func (c *conn) flush(s *scratch) {
 			if _, err := c.net.Write(appendClose(s.buf[:0], code, reason)); err != nil {
 				c.kill(err)
 			}
+			return
+		case len(c.ready) > 0 && !writer:
+			// With the lock held nobody can have waited for all goroutines yet.
+			c.g.wg.Go(func() {
+				s := c.g.scratch.Get().(*scratch)
+				defer c.g.scratch.Put(s)
+				c.flush(s, true)
+			})
+			c.mu.Unlock()
 			return
 		case len(c.ready) > 0:
 			sub := c.ready[0]
