@@ -110,8 +110,8 @@ func New(hub *backplane.Hub, opts *Options) (*Gateway, error) {
 // client's hello was answered; the connection lives on.
 //
 // What cannot be is refused with a status and a text: 400 without the subprotocol, 403
-// for a page of another origin, 426 for what is no WebSocket handshake, 505 over
-// HTTP/2, and 503 with Retry-After while there is no room, or the server shuts down.
+// for a page of another origin, 426 for what is no WebSocket handshake, 501 behind
+// middleware whose writers have no Unwrap, 505 over HTTP/2, and 503 with Retry-After while there is no room, or the server shuts down.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refuse := func(status int, why string) {
 		g.count.refused.Add(1)
@@ -132,6 +132,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case !hasToken(r.Header, "Sec-WebSocket-Protocol", wire.Subprotocol):
 		refuse(http.StatusBadRequest, "The client has to ask for the subprotocol "+wire.Subprotocol+".")
+		return
+	case !canHijack(w):
+		g.log.Error("middleware in front of the gateway hides the connection: its ResponseWriter has neither Hijack nor Unwrap")
+		refuse(http.StatusNotImplemented, "Something in front of this handler hides Hijack, without which there is no WebSocket.")
 		return
 	}
 	c := &conn{g: g, id: strings.ToLower(rand.Text()[:10])}
@@ -223,10 +227,27 @@ func (g *Gateway) list(user string, all bool) (conns []*conn) {
 // come back only with new ones.
 func (g *Gateway) Disconnect(user string) int {
 	conns := g.list(user, false)
+	var wg sync.WaitGroup
 	for _, c := range conns {
-		c.end(wire.CloseUnauthorized, "logged out", nil)
+		wg.Go(func() { c.end(wire.CloseUnauthorized, "logged out", nil) }) // which may have to wait for a slow one
 	}
+	wg.Wait()
 	return len(conns)
+}
+
+// canHijack reports whether a writer, or one that it wraps, has a method Hijack. One
+// finds out too late by calling it: the client was told by then that it has a WebSocket.
+func canHijack(w http.ResponseWriter) bool {
+	for {
+		switch t := w.(type) {
+		case http.Hijacker:
+			return true
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = t.Unwrap()
+		default:
+			return false
+		}
+	}
 }
 
 // hasToken reports whether a header that is a list has a token in it.

@@ -22,6 +22,7 @@ type netConn struct {
 	// the clock.
 	turn   chan struct{}
 	closed bool // our close frame was written; nothing may follow it. Guarded by turn
+	rest   int  // bytes that are still to come of a frame that the library writes in pieces, as it does with compressed ones. Guarded by turn
 }
 
 // Write writes b within the timeout.
@@ -31,7 +32,12 @@ func (n *netConn) Write(b []byte) (int, error) {
 	if n.closed {
 		return len(b), nil // the library wants to answer a close frame that answers ours
 	}
-	n.closed = len(b) > 0 && b[0] == final|opClose
+	if n.rest > 0 {
+		n.rest -= len(b)
+	} else if len(b) > 1 {
+		n.closed = b[0] == final|opClose
+		n.rest = frameLen(b) - len(b) // not above 0 for whole frames
+	}
 	if err := n.SetWriteDeadline(time.Now().Add(n.timeout)); err != nil {
 		return 0, err
 	}
