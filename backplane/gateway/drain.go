@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/backoff"
@@ -62,6 +63,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 		for _, c := range g.list("", true) {
 			c.kill(err)
 		}
+		g.cancel() // whoever waits for Authorize
 		<-g.drained
 	}
 	told.Wait()
@@ -77,13 +79,13 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 func (g *Gateway) janitor() {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	busy := make(chan struct{}, 8)
+	var asking atomic.Bool
 	for backoff.Sleep(g.ctx, time.Second) == nil {
 		now := time.Now()
+		var due []*sub
 		for _, c := range g.list("", true) {
 			c.mu.Lock()
 			expired := !c.expires.IsZero() && now.After(c.expires)
-			var due []*sub
 			for _, s := range c.subs {
 				if at := s.checked.Load(); g.opts.Recheck > 0 && at > 0 && now.Unix()-at >= int64(g.opts.Recheck/time.Second) {
 					due = append(due, s)
@@ -95,19 +97,35 @@ func (g *Gateway) janitor() {
 					c.end(wire.CloseUnauthorized, "expired", &wire.Frame{Type: wire.Error, Code: wire.Unauthenticated, Message: "the credentials have expired"})
 				})
 			}
-			for _, s := range due {
-				select {
-				case busy <- struct{}{}:
-				case <-g.ctx.Done():
-					return
-				}
-				wg.Go(func() {
-					s.recheck(g.ctx)
-					<-busy
-				})
-			}
+		}
+		// Authorize may take long. What expires does not wait for that.
+		if len(due) > 0 && asking.CompareAndSwap(false, true) {
+			wg.Go(func() {
+				g.recheck(due)
+				asking.Store(false)
+			})
 		}
 	}
+}
+
+// recheck asks about subscriptions, some at a time.
+func (g *Gateway) recheck(due []*sub) {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(8, len(due)) {
+		wg.Go(func() {
+			for g.ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(due) {
+					return
+				}
+				if s := due[i]; !s.ended.Load() {
+					s.recheck(g.ctx)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // recheck asks whether a living subscription is still allowed.

@@ -1,0 +1,324 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/leak"
+	"github.com/holdfast-ws/holdfast/internal/memnet"
+	"github.com/holdfast-ws/holdfast/internal/wire"
+)
+
+func TestShutdownSendsClientsAwayOneAfterTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Drain: 10 * time.Second}})
+		type farewell struct {
+			goodbye *wire.Frame
+			at      time.Duration
+			end     *closed
+		}
+		const n = 100
+		ch := make(chan farewell, n)
+		var begin time.Time
+		for i := range n {
+			s := r.welcome("user" + strconv.Itoa(i))
+			go func() {
+				f, err := s.next()
+				if err != nil {
+					ch <- farewell{end: err.(*closed)}
+					return
+				}
+				at := time.Since(begin)
+				end := s.end()
+				s.conn.Write(masked(final|opClose, []byte{byte(end.code >> 8), byte(end.code & 0xff)}))
+				s.conn.Close()
+				ch <- farewell{f, at, end}
+			}()
+		}
+		begin = time.Now()
+		done := make(chan time.Duration)
+		go func() {
+			if err := r.gw.Shutdown(context.Background()); err != nil {
+				t.Error(err)
+			}
+			done <- time.Since(begin)
+		}()
+		time.Sleep(time.Second)
+		s := r.dialRaw() // meanwhile
+		s.write([]byte(handshake + "\r\n"))
+		resp, err := http.ReadResponse(s.br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after, err := strconv.Atoi(resp.Header.Get("Retry-After")); resp.StatusCode != 503 || err != nil || after < 1 || after > 11 {
+			t.Errorf("%d, %d", resp.StatusCode, after)
+		}
+		var spread [10]int
+		for range n {
+			f := <-ch
+			if f.end.code != wire.CloseRestart || f.goodbye == nil || f.goodbye.Type != wire.Goodbye || f.goodbye.Reason != "drain" ||
+				f.goodbye.Window < 1 || f.goodbye.Window > 10_000 || f.at > 11*time.Second {
+				t.Fatalf("%+v", f)
+			}
+			spread[min(9, f.at/time.Second)]++
+		}
+		for second, n := range spread {
+			if n < 8 || n > 12 {
+				t.Errorf("%d were sent away in second %d", n, second)
+			}
+		}
+		if d := <-done; d < 9*time.Second || d > 11*time.Second {
+			t.Errorf("Shutdown took %v", d)
+		}
+		if st := r.gw.Stats(); st.Connections != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+func TestShutdownKeepsToItsContext(t *testing.T) {
+	// All are told within the time that there is, and to come back over the rest.
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Drain: 20 * time.Second}})
+		var ends []<-chan *closed
+		for range 20 {
+			s := r.welcome("")
+			f := make(chan *closed, 1)
+			go func() {
+				g, _ := s.next()
+				if g == nil || g.Window < 14_000 || g.Window > 20_000 {
+					t.Errorf("%s", g.Append(nil))
+				}
+				f <- s.end()
+				s.conn.Close()
+			}()
+			ends = append(ends, f)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		begin := time.Now()
+		if err := r.gw.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(begin); d > 5*time.Second || d < 3*time.Second {
+			t.Errorf("took %v", d)
+		}
+		for _, end := range ends {
+			if c := <-end; c.code != wire.CloseRestart {
+				t.Error(c)
+			}
+		}
+	})
+}
+
+func TestShutdownCutsWhoStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{net: memnet.Settings{Buffer: 1400}, Options: Options{Drain: time.Second, Limits: Limits{Write: time.Minute}}})
+		s := r.welcome("")
+		s.link.Stall(memnet.Down, true)
+		for range 120 {
+			s.send(`{"t":"ping"}`)
+		}
+		time.Sleep(time.Second)
+		why := errors.New("why")
+		ctx, cancel := context.WithTimeoutCause(context.Background(), 4*time.Second, why)
+		defer cancel()
+		begin := time.Now()
+		if err := r.gw.Shutdown(ctx); err != why {
+			t.Error(err)
+		}
+		if d := time.Since(begin); d != 4*time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+}
+
+// What Shutdown waits for ends with its context: an Authorize that hangs, too.
+func TestShutdownDoesNotWaitForAuthorize(t *testing.T) {
+	for _, frame := range []string{
+		`{"t":"subscribe","topic":"x"}`, `{"t":"publish","id":"1","topic":"x","data":1}`, `{"t":"auth","token":"x"}`, `{"t":"ephemeral","topic":"x","data":1}`, ``,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			g := new(guard)
+			r := startWith(t, setup{Options: Options{Authorize: g.authorize, Limits: Limits{Authorize: time.Minute}}})
+			hang := func(ctx context.Context, a Access) (Grant, error) { <-ctx.Done(); return Grant{}, context.Cause(ctx) }
+			if frame == "" {
+				g.set(hang)
+				r.socket().send(`{"t":"hello","v":1}`)
+			} else {
+				s := r.welcome("")
+				g.set(hang)
+				s.send(frame)
+			}
+			time.Sleep(time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+			defer cancel()
+			begin := time.Now()
+			r.gw.Shutdown(ctx)
+			if d := time.Since(begin); d > 4*time.Second {
+				t.Errorf("%s: took %v", frame, d)
+			}
+		})
+	}
+}
+
+func TestShutdownOfThoseWhoHaveNotSaidHello(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{})
+		s := r.socket()
+		done := s.idle()
+		time.Sleep(time.Second)
+		begin := time.Now()
+		if err := r.gw.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if c := <-done; c.code != wire.CloseRestart {
+			t.Error(c)
+		}
+		if d := time.Since(begin); d > 4*time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+}
+
+func TestShutdownAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Drain: 10 * time.Second}})
+		for range 10 {
+			s := r.welcome("")
+			go func() { s.end(); s.conn.Close() }()
+		}
+		done := make(chan time.Duration, 3)
+		begin := time.Now()
+		for range 2 {
+			go func() {
+				if err := r.gw.Shutdown(context.Background()); err != nil {
+					t.Error(err)
+				}
+				done <- time.Since(begin)
+			}()
+		}
+		time.Sleep(time.Second)
+		go func() { // and one that cannot wait so long
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			if err := r.gw.Shutdown(ctx); err != context.DeadlineExceeded && err != nil {
+				t.Error(err)
+			}
+			done <- time.Since(begin)
+		}()
+		for range 3 {
+			if d := <-done; d > 11*time.Second {
+				t.Errorf("after %v", d)
+			}
+		}
+		begin = time.Now()
+		if err := r.gw.Shutdown(context.Background()); err != nil || time.Since(begin) != 0 {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+	})
+}
+
+func TestShutdownWithoutConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{})
+		begin := time.Now()
+		if err := r.gw.Shutdown(context.Background()); err != nil || time.Since(begin) != 0 {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+		s := r.dialRaw()
+		s.write([]byte(handshake + "\r\n"))
+		if status := s.response(); status != 503 {
+			t.Error(status)
+		}
+	})
+}
+
+func TestPublishesUnderWayDuringShutdownAreAnsweredOrCanBeSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bp := newGate()
+		r := startWith(t, setup{bp: bp, Options: Options{Drain: 2 * time.Second}})
+		s := r.welcome("anna")
+		bp.appends.close()
+		for i := range 5 {
+			s.send(fmt.Sprintf(`{"t":"publish","id":"%d","topic":"x","data":%d}`, i, i))
+		}
+		time.Sleep(100 * time.Millisecond)
+		answered := map[string]bool{}
+		done := make(chan bool)
+		go func() {
+			defer close(done)
+			for {
+				f, err := s.next()
+				if err != nil {
+					return
+				}
+				if f.Type == wire.Ack {
+					answered[f.ID] = true
+				} else if f.Type == wire.Nack && f.Outcome == wire.NotStored {
+					t.Errorf("%s", f.Append(nil))
+				}
+			}
+		}()
+		time.AfterFunc(500*time.Millisecond, bp.appends.open)
+		if err := r.gw.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		<-done
+		// On another server, the same ids.
+		gw, err := New(r.hub, &Options{Authorize: allowAll})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer gw.Shutdown(context.Background())
+		net := memnet.New(memnet.Settings{Latency: latency})
+		srv := &http.Server{Handler: gw}
+		go srv.Serve(net)
+		defer srv.Close()
+		other := &rig{t: t, bp: bp, hub: r.hub, gw: gw, net: net, srv: srv}
+		s = other.welcome("anna")
+		for i := range 5 {
+			if id := strconv.Itoa(i); !answered[id] {
+				s.ask(fmt.Sprintf(`{"t":"publish","id":"%s","topic":"x","data":%s}`, id, id), wire.Ack)
+			}
+		}
+		s.conn.Close()
+		if got := strings.Join(r.stored("x"), " "); got != "0 1 2 3 4" {
+			t.Errorf("stored: %s", got)
+		}
+	})
+}
+
+func TestNothingRunsAfterShutdown(t *testing.T) {
+	// Outside of a bubble, on real sockets, with clients in all kinds of states.
+	r := startTCP(t, Options{Limits: Limits{PerUser: -1}})
+	for i := range 20 {
+		s := r.socket(t)
+		if i%4 == 0 {
+			continue
+		}
+		s.hello("anna")
+		s.ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed)
+		if i%4 == 1 {
+			s.conn.Close()
+		}
+		if i%4 == 2 {
+			go s.end()
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	r.gw.Shutdown(ctx)
+	for _, stack := range strings.Split(leak.Check(0), "\n\n") {
+		if strings.Contains(stack, "gateway.(*") && !strings.Contains(stack, "_test.go") {
+			t.Errorf("still running: %s", stack)
+		}
+	}
+}
