@@ -29,6 +29,7 @@ var table = Table{
 	"client":              {"./backoff", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire", "github.com/coder/websocket"},
 	"heartbeat":           nil,
 	"replay":              nil,
+	"internal/chromium":   nil,
 	"internal/deptest":    nil,
 	"internal/faultproxy": nil,
 	"internal/leak":       nil,
