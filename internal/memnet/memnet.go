@@ -33,6 +33,10 @@ type Settings struct {
 	// means 64 KiB.
 	Buffer int
 
+	// Backlog is how many connections may wait to be accepted; one more is refused. Zero
+	// means 128. It counts in New only.
+	Backlog int
+
 	// Refuse lets dials fail at once, as on a host whose port is closed.
 	Refuse bool
 
@@ -55,7 +59,10 @@ type Network struct {
 
 // New returns a network with the given settings.
 func New(s Settings) *Network {
-	return &Network{settings: s, accept: make(chan net.Conn, 128), closed: make(chan struct{})}
+	if s.Backlog == 0 {
+		s.Backlog = 128
+	}
+	return &Network{settings: s, accept: make(chan net.Conn, s.Backlog), closed: make(chan struct{})}
 }
 
 // Set changes the settings for dials to come.
@@ -103,8 +110,8 @@ func (n *Network) Close() error {
 func (n *Network) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 80} }
 
 // DialContext returns the client's end of a new connection, whatever the network
-// and address asked for. It need not have been accepted, but of those that wait
-// for that there are at most 128; one more is refused. It fits [net/http.Transport].
+// and address asked for. It need not have been accepted, see [Settings.Backlog]. It
+// fits [net/http.Transport].
 func (n *Network) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	n.mu.Lock()
 	n.dials++
