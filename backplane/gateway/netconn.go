@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -22,13 +23,73 @@ type netConn struct {
 	// the clock.
 	turn   chan struct{}
 	closed bool // our close frame was written; nothing may follow it. Guarded by turn
-	rest   int  // bytes that are still to come of a frame that the library writes in pieces, as it does with compressed ones. Guarded by turn
+	rest   int  // bytes still to come of a frame that the library writes in pieces, as it does with compressed ones. Guarded by turn
+
+	mu    sync.Mutex // guards later; nothing else is done under it
+	later []byte     // control frames that came while it was another's turn
 }
 
-// Write writes b within the timeout.
+// maxLater bounds netConn.later. Beyond it pongs are left out (RFC 6455, section 5.5.3).
+const maxLater = 512
+
+// Write writes b within the timeout. For a control frame it does not wait for its turn:
+// the library closes the connection if that takes more than 5 s.
 func (n *netConn) Write(b []byte) (int, error) {
-	n.turn <- struct{}{}
-	defer func() { <-n.turn }()
+	select {
+	case n.turn <- struct{}{}:
+	default:
+		if len(b) >= 2 && b[0]&(final|opClose) == final|opClose && frameLen(b) == len(b) {
+			n.mu.Lock()
+			if len(n.later)+len(b) <= maxLater {
+				n.later = append(n.later, b...)
+			}
+			n.mu.Unlock()
+			return len(b), n.pass() // who has the turn may not look again
+		}
+		n.turn <- struct{}{}
+	}
+	k, err := n.write(b)
+	<-n.turn
+	if err == nil {
+		err = n.pass()
+	}
+	return k, err
+}
+
+// pass writes what is there for later, unless it is another's turn, who then does.
+func (n *netConn) pass() (err error) {
+	for err == nil {
+		n.mu.Lock()
+		none := len(n.later) == 0
+		n.mu.Unlock()
+		if none {
+			return nil
+		}
+		select {
+		case n.turn <- struct{}{}:
+		default:
+			return nil
+		}
+		if n.rest > 0 { // not within a frame
+			<-n.turn
+			return nil
+		}
+		n.mu.Lock()
+		b := n.later
+		n.later = nil
+		n.mu.Unlock()
+		for len(b) > 0 && err == nil { // one by one, as a close frame may be among them
+			k := frameLen(b)
+			_, err = n.write(b[:k])
+			b = b[k:]
+		}
+		<-n.turn
+	}
+	return err
+}
+
+// write writes b, if nothing was written yet that nothing may follow.
+func (n *netConn) write(b []byte) (int, error) {
 	if n.closed {
 		return len(b), nil // the library wants to answer a close frame that answers ours
 	}

@@ -1,13 +1,13 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha1"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -16,6 +16,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -169,6 +170,77 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 		if !bytes.Equal(got.Bytes(), want) {
 			t.Errorf("%d bytes, want %d", got.Len(), len(want))
 		}
+	})
+}
+
+// The library gives itself 5 s to write a control frame, and then closes the connection.
+func TestWhoPingsIsNotDroppedBeforeItsTime(t *testing.T) {
+	for _, flood := range []int{1, 90} {
+		synctest.Test(t, func(t *testing.T) {
+			r := startWith(t, setup{net: memnet.Settings{Buffer: 4 << 10}})
+			s := r.welcome("")
+			s.ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed)
+			s.link.Stall(memnet.Down, true)
+			r.publish("x", `"`+strings.Repeat("x", 100_000)+`"`)
+			time.Sleep(time.Second)
+			for range flood {
+				s.write(masked(final|9, []byte("hello?")))
+			}
+			time.Sleep(8 * time.Second)
+			s.link.Stall(memnet.Down, false)
+			f := s.expect(wire.Entries)
+			if n := len(f.Entries[0].Data); n != 100_002 {
+				t.Errorf("%d bytes", n)
+			}
+			s.alive()
+			if s.pongs == 0 || s.pongs > flood {
+				t.Errorf("%d of %d pings were answered", s.pongs, flood)
+			}
+		})
+	}
+}
+
+func TestControlFramesThatComeTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		n := &netConn{Conn: a, timeout: time.Hour, turn: make(chan struct{}, 1)}
+		var writers sync.WaitGroup
+		for i := range 40 {
+			writers.Go(func() {
+				for range 50 {
+					if i%2 == 0 {
+						n.Write([]byte{final | 10, 1, byte(i)})
+					} else {
+						n.Write(appendMessage(nil, []byte(strings.Repeat("x", i*10))))
+					}
+				}
+			})
+		}
+		s := &socket{t: t, conn: b, br: bufio.NewReader(b), silent: true}
+		done := make(chan int)
+		go func() {
+			messages := 0
+			for {
+				first, _, err := s.frame()
+				if err != nil {
+					done <- messages
+					return
+				}
+				if first&0xf == opText {
+					messages++
+				}
+			}
+		}()
+		writers.Wait()
+		if n.later != nil {
+			t.Errorf("%q was forgotten", n.later)
+		}
+		n.Write(appendClose(nil, 1000, ""))
+		if messages := <-done; messages != 20*50 || s.pongs == 0 {
+			t.Errorf("%d messages, %d pongs", messages, s.pongs)
+		}
+		a.Close()
+		b.Close()
 	})
 }
 
@@ -447,5 +519,3 @@ func TestOverHTTP2ItIsRefused(t *testing.T) {
 	}
 	srv.Client().CloseIdleConnections()
 }
-
-var _ = fmt.Sprint
