@@ -468,7 +468,7 @@ const goodbyeGrace = 5 * time.Second
 // onWelcome is what the welcome does. The lock is held.
 func (c *Client) onWelcome(f *wire.Frame) {
 	c.ready, c.deadline, c.refusal, c.last = true, time.Time{}, nil, nil
-	c.limits = f.Limits
+	c.limits, c.lastUnwanted = f.Limits, time.Now()
 	c.maxWindow = f.Limits.Pending
 	if c.maxWindow == 0 {
 		c.maxWindow = defaultWindow

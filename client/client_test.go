@@ -62,6 +62,34 @@ func TestAServerThatNeverWelcomesIsNoHotLoop(t *testing.T) {
 	})
 }
 
+// It counts as such also if it is only noticed after as long as a stable session lasts.
+func TestAServerThatIsSilentIsNoHotLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) { p.drain() })
+		g.client()
+		time.Sleep(2 * time.Hour)
+		if n := g.connections(); n < 230 || n > 360 { // 288 with 10 s each and a mean of 15 s between them
+			t.Errorf("%d dials in two hours", n)
+		}
+	})
+}
+
+func TestCloseOfAQuietClientIsQuick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) { p.welcome(); p.drain() })
+		c := g.client()
+		wait(t, c, client.Ready)
+		began := time.Now()
+		if err := c.Close(context.Background()); err != nil || time.Since(began) > 10*time.Millisecond {
+			t.Errorf("%v, %v", time.Since(began), err)
+		}
+		began = time.Now()
+		if err := g.client().Close(context.Background()); err != nil || time.Since(began) != 0 {
+			t.Errorf("without a connection: %v, %v", time.Since(began), err)
+		}
+	})
+}
+
 func TestAServerThatSpeaksSomethingElse(t *testing.T) {
 	for name, handle := range map[string]func(p *peer){
 		"another version": func(p *peer) {
@@ -114,6 +142,7 @@ func TestWhatAClientDoesNotKnowIsIgnored(t *testing.T) {
 			p.raw(`{"t":"ok","ref":1}`)
 			p.raw(`{"t":"ack","id":"of somebody else"}`)
 			p.raw(`{"t":"nack","id":"of somebody else","code":"unavailable"}`)
+			time.Sleep(6 * time.Second)
 			p.send(entries("unknown", 1, 1))
 			p.expect(wire.Unsubscribe) // it seems to believe that we want that
 			p.raw(`{"t":"error","code":"forbidden","message":"an ephemeral\nmessage","topic":"a"}`)

@@ -18,7 +18,7 @@ func ExampleNew() {
 	hub := backplane.New(memory, nil)
 	gw, err := gateway.New(hub, &gateway.Options{
 		Authorize: func(_ context.Context, a gateway.Access) (gateway.Grant, error) {
-			if a.Action == gateway.Connect && a.Token != "anna's token" {
+			if a.Action == gateway.Connect && a.Token != "token-of-anna" {
 				return gateway.Grant{}, gateway.ErrUnauthenticated
 			}
 			return gateway.Grant{User: "anna"}, nil
@@ -39,7 +39,7 @@ func ExampleNew() {
 
 	options := &client.Options{SessionOptions: client.SessionOptions{
 		Prepare: func(_ context.Context, d *client.Dial) error {
-			d.Token = "anna's token" // with d.Refresh set: get a new one
+			d.Token = "token-of-anna" // with d.Refresh set: get a new one
 			return nil
 		},
 	}}

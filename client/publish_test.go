@@ -220,6 +220,9 @@ func TestMessagesThatAreTooLargeAreNotSent(t *testing.T) {
 		if r, err := c.Publish(t.Context(), "a", client.Message{Data: big}); !errors.Is(err, client.ErrTooLarge) || r.Outcome != client.NotStored || !strings.Contains(err.Error(), "1000") {
 			t.Errorf("%v, %v", r, err)
 		}
+		if _, err := c.Send(t.Context(), "a", client.Message{Data: big}); !errors.Is(err, client.ErrTooLarge) {
+			t.Errorf("Send, when the limit is known: %v", err)
+		}
 		if err := c.PublishEphemeral("a", big); !errors.Is(err, client.ErrTooLarge) {
 			t.Error(err)
 		}
@@ -586,6 +589,74 @@ func TestAQueueThatBlocks(t *testing.T) {
 	})
 }
 
+// A small message does not overtake a great one that waits for room.
+func TestASmallMessageWaitsBehindAGreatOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var stored []string
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			time.Sleep(10 * time.Second)
+			for {
+				f := p.expect(wire.Publish)
+				stored = append(stored, f.ID)
+				p.send(ack(f.ID, len(stored)))
+			}
+		})
+		c := g.client(func(o *client.Options) { o.QueueBytes = 1000 })
+		var callers sync.WaitGroup
+		for _, m := range []struct {
+			id   string
+			size int
+		}{{"first", 500}, {"great", 800}, {"small", 1}} {
+			callers.Go(func() {
+				if _, err := c.Publish(t.Context(), "a", client.Message{ID: m.id, Data: []byte(strings.Repeat("1", m.size))}); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		if st := c.Stats(); st.Queued != 1 {
+			t.Errorf("%+v", st)
+		}
+		callers.Wait()
+		if got := strings.Join(stored, " "); got != "first great small" {
+			t.Error(got)
+		}
+	})
+}
+
+// What may have been stored once is not certain not to be, whatever is said of later tries.
+func TestADoubtRemains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			for _, answer := range [][2]string{{wire.Unavailable, wire.Unknown}, {wire.Unavailable, wire.NotStored}, {wire.Forbidden, wire.NotStored}} {
+				f := p.expect(wire.Publish)
+				p.send(wire.Frame{Type: wire.Nack, ID: f.ID, Code: answer[0], Outcome: answer[1]})
+			}
+			p.drain()
+		})
+		c := g.client()
+		if got := outcome(send(t, c, "a", "1")); got != "unknown: client: the server says forbidden" {
+			t.Error(got)
+		}
+	})
+}
+
+func TestADoneContextQueuesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := offline(t, func(o *client.Options) {})
+		enough := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(enough)
+		for range 100 {
+			if p, err := c.Send(ctx, "a", client.Message{}); p != nil || err != enough || c.Stats().Queued != 0 {
+				t.Fatalf("%v, %v, %+v", p, err, c.Stats())
+			}
+		}
+	})
+}
+
 func TestCloseTellsThoseWhoWaitForRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := offline(t, func(o *client.Options) { o.QueueMessages = 1 })
@@ -701,13 +772,37 @@ func TestEphemeralMessages(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		lines := j.all()
-		if first, last := slices.Index(lines, wire.Publish), len(lines)-1; len(lines) != sent+5 || first > sent-50 || lines[last] != wire.Ephemeral {
-			t.Errorf("neither may starve: %v", lines)
+		first := slices.Index(lines, wire.Publish)
+		if len(lines) != sent+5 || first > sent-50 || lines[first+1] != wire.Ephemeral || lines[first+2] != wire.Publish {
+			t.Errorf("they take turns: %v", lines)
 		}
 		g.network.Links()[0].Reset()
 		time.Sleep(time.Microsecond)
 		if err := c.PublishEphemeral("a", []byte("1")); err != client.ErrNotReady {
 			t.Errorf("after the connection was lost: %v", err)
+		}
+	})
+}
+
+func TestEphemeralMessagesDoNotOutliveTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			if p.n == 1 {
+				time.Sleep(time.Minute)
+				return
+			}
+			p.hears(time.Minute)
+		})
+		g.network.Set(memnetSmall)
+		c := g.client()
+		wait(t, c, client.Ready)
+		for c.PublishEphemeral("a", make([]byte, 100)) == nil {
+			synctest.Wait()
+		}
+		time.Sleep(2 * time.Minute)
+		if st := c.Stats(); st.EphemeralDropped < 60 || st.Sessions < 2 {
+			t.Errorf("%+v", st)
 		}
 	})
 }

@@ -413,8 +413,8 @@ func (c *Client) following(topic string) *Subscription {
 		return s
 	}
 	if s == nil || s.phase == paused {
-		// The unsubscribe was written after this frame. If it was not, but some time ago, it
-		// is told again: a server may have refused it for its rate.
+		// The unsubscribe is under way, or was written some time ago: then it is told
+		// again, as a server may have refused it for its rate.
 		if now := time.Now(); now.Sub(c.lastUnwanted) > unwantedEvery {
 			c.lastUnwanted = now
 			c.leaving[topic] = struct{}{}

@@ -180,9 +180,6 @@ func TestWhatDoesNotFollowIsAskedForAgain(t *testing.T) {
 			bad.Prev = replay.Position{}
 			return []wire.Frame{subscribed(f, at(0)), entries("a", 1, 2), bad}
 		},
-		"entries instead of a reset": func(f wire.Frame) []wire.Frame {
-			return []wire.Frame{subscribed(f, at(0)), entries("a", 1, 2), subscribed(f, replay.Position{}), entries("a", 4, 4)}
-		},
 		"a reset without a base": func(f wire.Frame) []wire.Frame {
 			bad := reset("a", "trimmed", 1, 1)
 			bad.Base = replay.Position{}
@@ -216,14 +213,16 @@ func TestASubscribedElsewhereIsAskedForAgain(t *testing.T) {
 		g := newFake(t, func(p *peer) {
 			p.welcome()
 			f := p.expect(wire.Subscribe)
-			p.send(subscribed(f, at(4)), entries("a", 5, 5))
+			p.send(subscribed(f, at(4)))
+			f = p.expect(wire.Subscribe)
+			p.send(subscribed(f, replay.Position{}), entries("a", 4, 4)) // instead of a reset
 			f = p.expect(wire.Subscribe)
 			p.send(subscribed(f, at(3)), entries("a", 4, 4))
 			p.drain()
 		})
 		c := g.client()
 		gets(t, subscribe(t, c, "a", &client.SubscribeOptions{From: at(3)}), "4")
-		if st := c.Stats(); st.Repairs != 1 {
+		if st := c.Stats(); st.Repairs != 2 {
 			t.Errorf("%+v", st)
 		}
 	})
@@ -586,7 +585,7 @@ func TestAfterAReconnectSubscriptionsComeFirst(t *testing.T) {
 		g := newFake(t, func(p *peer) {
 			p.welcome()
 			refs := map[uint64]bool{}
-			for range 5 {
+			for range 10 {
 				f := p.next()
 				j.add("%s", f.Topic)
 				if f.Type == wire.Subscribe {
@@ -605,11 +604,11 @@ func TestAfterAReconnectSubscriptionsComeFirst(t *testing.T) {
 		c := g.client()
 		send(t, c, "x", "1")
 		send(t, c, "y", "2")
-		for _, topic := range []string{"a", "b", "c"} { // before there is a connection
+		for _, topic := range strings.Fields("c b a d h e f g") { // before there is a connection
 			subscribe(t, c, topic, nil)
 		}
 		time.Sleep(time.Minute)
-		if got := j.String(); got != "a b c x y | a b c x y |" {
+		if got := j.String(); got != "c b a d h e f g x y | c b a d h e f g x y |" {
 			t.Error(got)
 		}
 	})
