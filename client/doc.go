@@ -26,6 +26,44 @@
 // clients back in the same second, tries for ever with a token that has expired, and
 // does not notice that the network is gone.
 //
+// # A gateway
+//
+// A [Client] talks to a gateway, see package backplane/gateway: it subscribes to topics and
+// publishes to them, over connections that come and go without anybody noticing.
+//
+//	c, err := client.New("wss://example.com/ws", nil)
+//	defer c.Close(ctx)
+//
+//	receipt, err := c.Publish(ctx, "room/7", client.Message{Data: data})
+//
+//	room, err := c.Subscribe("room/7", &client.SubscribeOptions{From: kept})
+//	for event, err := range room.All(ctx) {
+//		if err != nil {
+//			return err // ctx is done, or the subscription is over
+//		}
+//		if event.Reset != nil {
+//			// messages are missing here; it says why and how many
+//			continue
+//		}
+//		handle(event.Data)
+//		keep(room.Position()) // for From, when the program is started again
+//	}
+//
+// A subscription returns every message once, in the order of the topic, whatever happens to
+// connections and servers; or in the one place where that cannot be, a [Reset]. What came
+// while the application was slow waits on the server, and costs no more memory here than
+// its buffer. A message that is published is sent until the server has answered, for a
+// minute by default, and is stored once; its [Receipt] says what is certain and what is not.
+// There is no silent loss in the queue between: what gives way fails with an error.
+//
+// [Client.Close] takes no longer than its context allows, and when it returns nothing of the
+// client runs and nothing is dialled. All that follows holds for the client's connection,
+// too; [State] has a picture of what it goes through.
+//
+// Not promised: anything about events that a process had been given and not yet dealt with
+// when it crashed (keep the position together with what was made of them), what was
+// queued then, and an order across topics.
+//
 // # Guarantees
 //
 // Leaving the loop ends everything: when the range statement has ended, by break, by
@@ -61,9 +99,12 @@
 // The loop is run by the goroutine that ranges over it. Read may be called by one
 // goroutine at a time; all other methods of a [Session] by any.
 //
+// A [Client] and a [Pending] are for all goroutines. A [Subscription] is read by one
+// goroutine at a time.
+//
 // # Not here
 //
-// A queue of messages that were not sent, receipts, subscriptions and resuming need a
-// protocol that both sides speak. Messages written shortly before a connection was lost
-// may or may not have arrived.
+// For other servers than a gateway there is no queue of messages that were not sent, there
+// are no receipts, subscriptions or resuming: these need a protocol that both sides speak.
+// Messages written shortly before a connection was lost may or may not have arrived.
 package client
