@@ -89,6 +89,7 @@ func (r *rig) dialRaw() *socket {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { c.Close() })
+	c.SetReadDeadline(time.Now().Add(time.Hour)) // rather than to wait for ever
 	links := r.net.Links()
 	return &socket{t: r.t, conn: c, br: bufio.NewReader(c), link: links[len(links)-1]}
 }
@@ -745,14 +746,22 @@ func (r *tcpRig) socket(t testing.TB) *socket {
 	return s
 }
 
+// ends has a Trace tell the ends of one user's connections.
+func ends(user string) (*Trace, <-chan error) {
+	ch := make(chan error, 16)
+	return &Trace{Disconnected: func(i Info, err error) {
+		if i.User == user {
+			ch <- err
+		}
+	}}, ch
+}
+
 func TestAPingFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		verdicts := make(chan heartbeat.Verdict, 1)
-		r := startWith(t, setup{Options: Options{Heartbeat: heartbeat.Config{
-			OnDead: func(_ *heartbeat.Peer, v heartbeat.Verdict) { verdicts <- v },
-		}}})
+		trace, ended := ends("flood")
+		r := startWith(t, setup{Options: Options{Trace: trace}})
 		defer r.bystander(0)()
-		s := r.welcome("")
+		s := r.welcome("flood")
 		begin := time.Now()
 		go func() {
 			pings := bytes.Repeat(masked(final|9, nil), 1000)
@@ -763,8 +772,8 @@ func TestAPingFlood(t *testing.T) {
 			}
 		}()
 		s.end()
-		if v := <-verdicts; v.Reason != heartbeat.PingFlood || time.Since(begin) > heartbeat.DefaultInterval {
-			t.Errorf("%q after %v", v.Reason, time.Since(begin))
+		if err := <-ended; !strings.Contains(err.Error(), string(heartbeat.PingFlood)) || time.Since(begin) > heartbeat.DefaultInterval {
+			t.Errorf("%v after %v", err, time.Since(begin))
 		}
 		if s.pongs > heartbeat.DefaultMaxPings {
 			t.Errorf("%d pings were answered", s.pongs)
@@ -781,20 +790,27 @@ func TestPongsThatNobodyAskedFor(t *testing.T) {
 		defer r.bystander(0)()
 		s := r.welcome("")
 		s.silent = true
-		pongs := bytes.Repeat(masked(final|10, []byte("1")), 1000)
-		before := heap()
-		for range 30 {
-			s.write(pongs)
+		pong := masked(final|10, []byte("1"))
+		for range 50 {
+			s.write(pong)
 		}
 		s.alive()
-		if after := heap(); after > before+1<<20 {
-			t.Errorf("%d bytes more", after-before)
-		}
 		// What came before does not count for what comes now.
 		begin := time.Now()
 		s.end()
-		if d := time.Since(begin); d < 25*time.Second || d > 36*time.Second {
+		if d := time.Since(begin); d < 10*time.Second || d > 36*time.Second {
 			t.Errorf("found dead after %v", d)
+		}
+		flood := r.welcome("")
+		before := heap()
+		for range 30 {
+			if _, err := flood.conn.Write(bytes.Repeat(pong, 1000)); err != nil {
+				break
+			}
+		}
+		time.Sleep(time.Second)
+		if after := heap(); after > before+1<<20 {
+			t.Errorf("%d bytes more", after-before)
 		}
 	})
 }
@@ -820,7 +836,7 @@ func TestASlowReaderIsDroppedAndDelaysNobody(t *testing.T) {
 		fast.bytes = 0
 		var full time.Time
 		message := `"` + strings.Repeat("x", 8000) + `"`
-		for i := range 100 {
+		for i := range 150 {
 			at := time.Now()
 			r.publish("x", message)
 			f := fast.expect(wire.Entries)
@@ -836,7 +852,7 @@ func TestASlowReaderIsDroppedAndDelaysNobody(t *testing.T) {
 			}
 			time.Sleep(time.Until(at.Add(100 * time.Millisecond)))
 		}
-		if at := <-ends; at.Sub(full) != write {
+		if at := <-ends; at.Sub(full) < write || at.Sub(full) > write*5/4 {
 			t.Errorf("dropped %v after it took nothing more, want %v", at.Sub(full), write)
 		}
 		if st := r.gw.Stats(); st.Slow != 1 || st.Connections != 2 {
@@ -871,14 +887,14 @@ func TestManySlowReadersDelayNobodyForLong(t *testing.T) {
 			most = max(most, r.gw.Stats().Workers)
 			time.Sleep(time.Until(at.Add(50 * time.Millisecond)))
 		}
-		// Each that gets stuck is noticed within two looks, and base of them at a time.
-		if worst > n*2*look/time.Duration(base)+100*time.Millisecond {
+		// Within two looks as many again are found to be stuck.
+		if worst > 60*look {
 			t.Errorf("somebody else waited for %v", worst)
 		}
-		if most < n || most > n+2*base+2 {
+		if most < n || most > 3*n {
 			t.Errorf("%d workers for %d slow connections", most, n)
 		}
-		time.Sleep(time.Until(begin.Add(15 * time.Second)))
+		time.Sleep(time.Until(begin.Add(24 * time.Second)))
 		r.publish("x", "1")
 		fast.expect(wire.Entries)
 		time.Sleep(time.Second)
@@ -890,31 +906,69 @@ func TestManySlowReadersDelayNobodyForLong(t *testing.T) {
 
 func TestAnswersThatAreNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startWith(t, setup{Options: Options{Limits: Limits{Frames: -1, Write: time.Minute, Message: 1 << 20},
+		r := startWith(t, setup{Options: Options{Limits: Limits{Frames: -1, Write: time.Minute},
 			Heartbeat: heartbeat.Config{Interval: time.Hour, Timeout: 10 * time.Minute}}})
 		defer r.bystander(0)()
 		s := r.welcome("")
+		s.ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed)
 		s.link.Stall(memnet.Down, true)
+		r.publish("x", `"`+strings.Repeat("x", 100_000)+`"`) // somebody else is stuck with it
+		time.Sleep(time.Second)
 		// Each is answered with its topic.
-		var wrong []byte
-		wrong = masked(final|opText, []byte(`{"t":"unsubscribe","topic":"`+strings.Repeat("x", 255)+`"}`))
-		if got := allocated(func() {
-			for range 10_000 {
-				s.conn.SetWriteDeadline(time.Now().Add(time.Second))
-				if _, err := s.conn.Write(wrong); err != nil {
-					break
-				}
+		wrong := masked(final|opText, []byte(`{"t":"unsubscribe","topic":"`+strings.Repeat("x", 255)+`"}`))
+		before := heap()
+		for range 10_000 {
+			if _, err := s.conn.Write(wrong); err != nil {
+				break
 			}
-		}); got > 64<<20 {
-			t.Errorf("%d bytes allocated", got)
 		}
-		time.Sleep(time.Minute)
-		s.link.Stall(memnet.Down, false)
-		s.end()
-		if st := r.gw.Stats(); st.Slow == 0 || st.Connections != 1 {
+		time.Sleep(time.Second)
+		if after := heap(); after > before+2<<20 {
+			t.Errorf("%d bytes more", after-before)
+		}
+		if st := r.gw.Stats(); st.Slow != 1 {
 			t.Errorf("%+v", st)
 		}
+		s.link.Stall(memnet.Down, false)
+		if c := s.end(); c.code != wire.CloseSlow {
+			t.Error(c)
+		}
 	})
+}
+
+// A connection that is closed while something is on its way is reset by the kernel, and
+// there are systems where the client then does not see why it was closed.
+func TestTheEndWaitsForTheClient(t *testing.T) {
+	for _, bad := range []string{`x`, `{"t":"auth","token":"bad"}`} {
+		for answers, want := range map[bool][2]time.Duration{true: {latency, 3 * latency}, false: {lingering, 2*lingering + 3*latency}} {
+			synctest.Test(t, func(t *testing.T) {
+				r := startWith(t, setup{Options: Options{Authorize: func(_ context.Context, a Access) (Grant, error) {
+					if a.Token == "bad" {
+						return Grant{}, ErrUnauthenticated
+					}
+					return Grant{}, nil
+				}}})
+				s := r.welcome("")
+				s.send(bad)
+				if c := s.end(); c.code == 0 {
+					t.Fatal(c)
+				}
+				begin := time.Now()
+				if answers {
+					s.write(masked(final|opClose, []byte{3, 232}))
+				} else {
+					for range 10 { // which nobody minds
+						s.write(masked(final|opText, []byte(`{"t":"ping"}`)))
+						time.Sleep(lingering / 20)
+					}
+				}
+				_, err := s.br.ReadByte()
+				if d := time.Since(begin); err == nil || d < want[0] || d > want[1] {
+					t.Errorf("%s, answered: %v: %v after %v", bad, answers, err, d)
+				}
+			})
+		}
+	}
 }
 
 func TestASubscriptionFlood(t *testing.T) {

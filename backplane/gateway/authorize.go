@@ -30,7 +30,8 @@ type Action string
 const (
 	// Connect is asked once for each connection, after the client's hello.
 	Connect Action = "connect"
-	// Renew is asked when a client brings a new token on a living connection.
+	// Renew is asked when a client brings a new token on a living connection. It has
+	// no Request.
 	Renew Action = "renew"
 	// Subscribe is asked for each subscription, and again for living ones, see
 	// Options.Recheck.
@@ -68,8 +69,8 @@ type Access struct {
 type Grant struct {
 	// User says who that is: for the limit of connections of one user, for
 	// Disconnect, and for the ids of messages, which are the user's own. Empty for
-	// somebody who need not be known; all those share one space of ids. It is
-	// looked at for Connect only.
+	// somebody who need not be known; all those share one space of ids. It is for
+	// Connect; for Renew it is empty or the same, as a connection cannot change hands.
 	User string
 
 	// Value is handed back with each further Access of the connection. It is

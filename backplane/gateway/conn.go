@@ -36,7 +36,9 @@ type conn struct {
 	net   *netConn // nil before accept; then guarded by mu
 	peer  *heartbeat.Peer
 	id    string
-	user  string // set by greet; guarded by Gateway.mu until then
+	user  string   // set by greet; guarded by Gateway.mu until then
+	known bool     // user is set; guarded by Gateway.mu
+	gone  []string // users that were disconnected before; guarded by Gateway.mu
 	value any
 
 	frames, publishes bucket // the reader's
@@ -52,9 +54,10 @@ type conn struct {
 	pubs    []publish // to be carried out, the first of which is under way
 	pending int       // bytes in pubs
 	expires time.Time
-	closing int    // close code, which is sent once out is written
-	reason  string // sent with it
-	ended   bool   // nobody reads any more
+	renewal *renewal // under way
+	closing int      // close code, which is sent once out is written
+	reason  string   // sent with it
+	ended   bool     // nobody reads any more
 }
 
 // maxOut is how many bytes of answers may wait to be written. Rates and timeouts keep
@@ -70,7 +73,7 @@ func (c *conn) accept(w http.ResponseWriter, r *http.Request) (err error) {
 	if c.peer, err = g.monitor.NewPeer(&heartbeat.Options{Value: c}); err != nil {
 		return err
 	}
-	h := &hijacker{ResponseWriter: c.peer.WrapWriter(w), timeout: g.opts.Limits.Write}
+	h := &hijacker{ResponseWriter: c.peer.WrapWriter(w), timeout: g.opts.Limits.Write, secure: r.TLS != nil}
 	mode := websocket.CompressionDisabled
 	if g.opts.Compress {
 		mode = websocket.CompressionNoContextTakeover
@@ -80,6 +83,7 @@ func (c *conn) accept(w http.ResponseWriter, r *http.Request) (err error) {
 		InsecureSkipVerify: true, // the origin was checked
 		CompressionMode:    mode,
 		OnPingReceived:     func(context.Context, []byte) bool { return c.peer.Pinged() },
+		OnPongReceived:     func(context.Context, []byte) { c.peer.Pinged() }, // ours are fewer than it may send
 	})
 	if err != nil {
 		g.count.refused.Add(1)
@@ -100,7 +104,7 @@ func (c *conn) accept(w http.ResponseWriter, r *http.Request) (err error) {
 func (c *conn) greet(r *http.Request) error {
 	g := c.g
 	buf := buffers.Get().(*bytes.Buffer)
-	defer buffers.Put(buf)
+	defer putBuffer(buf)
 	c.deadline(time.Now().Add(g.opts.Limits.Hello))
 	typ, reader, err := c.ws.Reader(context.Background())
 	if err == nil {
@@ -144,8 +148,12 @@ func (c *conn) greet(r *http.Request) error {
 		}
 		return c.refuse(status, code, "", message)
 	}
-	if !g.enterUser(c, grant.User) {
-		return c.refuse(wire.CloseTooManyOfUser, wire.Forbidden, "", "too many connections of this user")
+	if status, why := g.enterUser(c, grant.User); status != 0 {
+		code := wire.Forbidden
+		if status == wire.CloseUnauthorized {
+			code = wire.Unauthenticated
+		}
+		return c.refuse(status, code, "", why)
 	}
 	c.value = grant.Value
 	c.mu.Lock()
@@ -170,9 +178,7 @@ func (c *conn) greet(r *http.Request) error {
 		return err
 	}
 	c.greeted = true
-	if t := g.opts.Trace; t != nil && t.Connected != nil {
-		t.Connected(c.info())
-	}
+	g.trace.Connected(c.info())
 	return nil
 }
 
@@ -208,6 +214,15 @@ var (
 	decoded = sync.Pool{New: func() any { return new(wire.Frame) }}
 )
 
+// rare is the size from which on a buffer is not kept for others.
+const rare = 64 << 10
+
+func putBuffer(b *bytes.Buffer) {
+	if b.Cap() <= rare {
+		buffers.Put(b)
+	}
+}
+
 // loop reads until the connection ends.
 func (c *conn) loop() {
 	err := errors.New("panic")
@@ -232,11 +247,7 @@ func (c *conn) read() error {
 	}
 	c.deadline(time.Now().Add(c.g.opts.Limits.Incoming))
 	buf := buffers.Get().(*bytes.Buffer)
-	defer func() {
-		if buf.Cap() <= 64<<10 {
-			buffers.Put(buf)
-		}
-	}()
+	defer putBuffer(buf)
 	buf.Reset()
 	if _, err := buf.ReadFrom(reader); err != nil {
 		if isTimeout(err) {
@@ -302,8 +313,7 @@ func (c *conn) frame(typ websocket.MessageType, b []byte, f *wire.Frame) error {
 	case wire.Publish, wire.Ephemeral:
 		c.publish(f)
 	case wire.Auth:
-		token, ref := f.Token, f.Ref
-		g.wg.Go(func() { c.renew(token, ref) })
+		c.renew(f)
 	case wire.Hello, wire.Welcome, wire.OK, wire.Subscribed, wire.Unsubscribed, wire.Entries, wire.Reset, wire.Ack,
 		wire.Nack, wire.Error, wire.Goodbye:
 		c.answerBad(f, wire.OutOfState, "t", "is not for a client to send now")
@@ -432,6 +442,7 @@ func (c *conn) publisher() {
 		c.mu.Lock()
 		if len(c.pubs) > 0 { // finish empties it
 			c.pending -= len(p.m.Data)
+			c.pubs[0] = publish{}
 			c.pubs = c.pubs[1:]
 		}
 		if len(c.pubs) == 0 {
@@ -469,11 +480,8 @@ func (c *conn) carryOut(p publish) {
 	id := p.m.ID
 	p.m.ID = scoped(c.user, id)
 	receipt, err := g.hub.Publish(ctx, p.topic, p.m)
-	if t := g.opts.Trace; t != nil && t.Published != nil {
-		r := receipt
-		r.ID = id
-		t.Published(c.info(), p.topic, r, err)
-	}
+	receipt.ID = id
+	g.trace.Published(c.info(), p.topic, receipt, err)
 	outcome := outcomes[receipt.Outcome]
 	if err == nil {
 		g.count.published.Add(1)
@@ -511,9 +519,53 @@ func scoped(user, id string) string {
 	return "gw:" + b64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
 
-// renew takes a new token.
-func (c *conn) renew(token string, ref uint64) {
-	grant, err := c.g.ask(c.g.ctx, Access{Action: Renew, Token: token, User: c.user, Value: c.value})
+// A renewal is a new token about which Authorize is being asked, and the one that has come
+// meanwhile, if any.
+type renewal struct {
+	token string
+	ref   uint64
+	next  *renewal
+}
+
+// renew takes a new token. There is one question at a time, and the last token counts.
+func (c *conn) renew(f *wire.Frame) {
+	r := &renewal{token: f.Token, ref: f.Ref}
+	c.mu.Lock()
+	if c.ended || c.closing != 0 {
+		c.mu.Unlock()
+		return
+	}
+	if first := c.renewal; first != nil {
+		old := first.next
+		first.next = r
+		c.mu.Unlock()
+		if old != nil {
+			c.send(&wire.Frame{Type: wire.Error, Code: wire.OutOfState, Message: "another token has come since", Ref: old.ref})
+		}
+		return
+	}
+	c.renewal = r
+	c.mu.Unlock()
+	c.g.wg.Go(func() {
+		for r != nil {
+			c.ask(r)
+			c.mu.Lock()
+			if r = r.next; c.ended {
+				r = nil
+			}
+			c.renewal = r
+			c.mu.Unlock()
+		}
+	})
+}
+
+// ask asks about one token, and answers.
+func (c *conn) ask(r *renewal) {
+	ref := r.ref
+	grant, err := c.g.ask(c.g.ctx, Access{Action: Renew, Token: r.token, User: c.user, Value: c.value})
+	if err == nil && grant.User != "" && grant.User != c.user {
+		err = ErrUnauthenticated // a connection does not change hands
+	}
 	if err != nil {
 		switch code, message := refusal(err); code {
 		case wire.Unavailable:
@@ -548,7 +600,7 @@ func (c *conn) finish(err error) {
 		c.peer.Stop()
 	}
 	if c.ws != nil {
-		if (closing != 0 || isTimeout(err) || errors.Is(err, websocket.ErrMessageTooBig)) && !c.dead.Load() {
+		if (closing != 0 || c.net.saidGoodbye()) && !c.dead.Load() {
 			c.linger()
 		}
 		c.dead.Store(true)
@@ -562,9 +614,7 @@ func (c *conn) finish(err error) {
 	}
 	if c.greeted {
 		g.log.Debug("disconnected", "conn", c.id, "error", clean(fmt.Sprint(err)))
-		if t := g.opts.Trace; t != nil && t.Disconnected != nil {
-			t.Disconnected(c.info(), err)
-		}
+		g.trace.Disconnected(c.info(), err)
 	}
 }
 

@@ -3,14 +3,16 @@
 //
 //	gw, err := gateway.New(hub, &gateway.Options{
 //		Authorize: func(ctx context.Context, a gateway.Access) (gateway.Grant, error) {
-//			if a.Action == gateway.Connect {
-//				user, err := session(a.Request) // by cookie, or a.Token
+//			switch a.Action {
+//			case gateway.Connect:
+//				user, err := session(a.Request) // by cookie; or by a.Token, then for Renew, too
 //				return gateway.Grant{User: user}, err
+//			case gateway.Subscribe, gateway.Publish:
+//				if mayUse(a.User, a.Topic) {
+//					return gateway.Grant{}, nil
+//				}
 //			}
-//			if !mayUse(a.User, a.Topic) {
-//				return gateway.Grant{}, gateway.ErrForbidden
-//			}
-//			return gateway.Grant{}, nil
+//			return gateway.Grant{}, gateway.ErrForbidden
 //		},
 //	})
 //	mux.Handle("/ws", gw)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,6 +10,9 @@ import (
 	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 )
+
+// farewell is how long a Shutdown whose context is done still waits.
+const farewell = 100 * time.Millisecond
 
 // Shutdown drains the gateway: new connections are refused with 503 and a Retry-After,
 // and the clients are told one after the other to go to another server, so that they
@@ -41,15 +45,15 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	// Telling them takes most of the window, or of the time that there is.
 	over := window
 	if deadline, ok := ctx.Deadline(); ok {
-		over = max(0, min(window, time.Until(deadline)*4/5))
+		over = max(0, min(window, time.Until(deadline)/5*4))
 	}
 	rest := max(window-over, 100*time.Millisecond)
 	start := time.Now()
 	var told sync.WaitGroup
 	for i, c := range conns {
-		due := start.Add(over * time.Duration(i) / time.Duration(len(conns)))
-		if wait := time.Until(due); wait > 0 && backoff.Sleep(ctx, wait) != nil {
-			break
+		due := start.Add(time.Duration(float64(over) * float64(i) / float64(len(conns))))
+		if wait := time.Until(due); wait > 0 {
+			backoff.Sleep(ctx, wait) // and if that is over, all the others now
 		}
 		told.Go(func() { // which may have to wait for a slow connection
 			c.end(wire.CloseRestart, "drain", &wire.Frame{Type: wire.Goodbye, Reason: "drain", Window: rest.Milliseconds()})
@@ -59,7 +63,11 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	select {
 	case <-g.drained:
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		select { // a moment for what is just being written
+		case <-g.drained:
+		case <-time.After(farewell):
+			err = context.Cause(ctx)
+		}
 		for _, c := range g.list("", true) {
 			c.kill(err)
 		}
@@ -128,34 +136,47 @@ func (g *Gateway) recheck(due []*sub) {
 	wg.Wait()
 }
 
-// recheck asks whether a living subscription is still allowed.
-func (s *sub) recheck(ctx context.Context) {
+// recheck asks whether a living subscription is still allowed. The error is that there was
+// no answer; then it is asked again in a minute.
+func (s *sub) recheck(ctx context.Context) error {
 	c := s.c
-	s.checked.Store(time.Now().Unix())
 	_, err := c.g.ask(ctx, Access{Action: Subscribe, User: c.user, Value: c.value, Topic: s.topic, Resume: true})
-	if err == nil || ctx.Err() != nil {
-		return
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // it may have been in a hurry
+	}
+	if err == nil {
+		s.checked.Store(time.Now().Unix())
+		return nil
 	}
 	if code, message := refusal(err); code != wire.Unavailable {
 		c.g.count.revoked.Add(1)
 		c.drop(s, code, message)
+		return nil
 	}
+	s.checked.Store(time.Now().Add(min(time.Minute, c.g.opts.Recheck) - c.g.opts.Recheck).Unix())
+	return err
 }
 
 // Recheck asks Authorize again, now, for each subscription of a user here, and
 // ends those that are no longer allowed: call it when permissions were withdrawn. It
-// returns when that is done, or the cause of ctx.
+// returns when that is done, or the cause of ctx. Any other error is that of Authorize
+// where it has said neither yes nor no; these subscriptions live on, and are asked about
+// again within a minute.
 func (g *Gateway) Recheck(ctx context.Context, user string) error {
+	var errs []error
 	for _, c := range g.list(user, false) {
 		c.mu.Lock()
 		subs := append([]*sub(nil), c.subs...)
 		c.mu.Unlock()
 		for _, s := range subs {
-			s.recheck(ctx) // also one that waits: it was asked for with the old permissions
+			// Also one that waits: it was asked for with the old permissions.
+			if err := s.recheck(ctx); err != nil {
+				errs = append(errs, err)
+			}
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

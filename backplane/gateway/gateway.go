@@ -26,6 +26,7 @@ import (
 type Gateway struct {
 	hub     *backplane.Hub
 	opts    Options
+	trace   Trace // without nils
 	origins []origin
 	log     *slog.Logger
 	monitor *heartbeat.Monitor
@@ -78,16 +79,11 @@ func New(hub *backplane.Hub, opts *Options) (*Gateway, error) {
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
+	g.guardCallbacks()
 	hb := g.opts.Heartbeat
-	onDead := hb.OnDead
 	hb.OnDead = func(p *heartbeat.Peer, v heartbeat.Verdict) {
 		g.count.dead.Add(1)
-		if c, ok := p.Value.(*conn); ok {
-			g.log.Info("connection found dead", "conn", c.id, "reason", v.Reason, "silent", v.Silent, "rtt", v.RTT)
-		}
-		if onDead != nil {
-			onDead(p, v)
-		}
+		g.log.Info("connection found dead", "conn", p.Value.(*conn).id, "reason", v.Reason, "silent", v.Silent, "rtt", v.RTT)
 	}
 	var err error
 	if g.monitor, err = heartbeat.New(hb); err != nil {
@@ -106,12 +102,74 @@ func New(hub *backplane.Hub, opts *Options) (*Gateway, error) {
 	return g, nil
 }
 
+// guardCallbacks sees to it that a panic in one of them ends what it was called for, and
+// not the process, and that all of Trace can be called.
+func (g *Gateway) guardCallbacks() {
+	guard := func(what string) {
+		if p := recover(); p != nil {
+			g.log.Error(what+" panicked", "panic", clean(fmt.Sprint(p)))
+		}
+	}
+	payload, lag := g.opts.Payload, g.opts.Lag
+	g.opts.Payload = func(topic string) (p Payload) { // without one, JSON if it is
+		defer guard("Payload")
+		return payload(topic)
+	}
+	g.opts.Lag = func(topic string) (l *replay.Lag) {
+		defer guard("Lag")
+		return lag(topic)
+	}
+	if wake := g.opts.Heartbeat.OnWake; wake != nil {
+		g.opts.Heartbeat.OnWake = func(away time.Duration) {
+			defer guard("OnWake")
+			wake(away)
+		}
+	}
+	var t Trace
+	if g.opts.Trace != nil {
+		t = *g.opts.Trace
+	}
+	g.trace = Trace{
+		Connected: func(c Info) {
+			defer guard("Trace.Connected")
+			if t.Connected != nil {
+				t.Connected(c)
+			}
+		},
+		Disconnected: func(c Info, err error) {
+			defer guard("Trace.Disconnected")
+			if t.Disconnected != nil {
+				t.Disconnected(c, err)
+			}
+		},
+		Subscribed: func(c Info, topic string, resumed bool) {
+			defer guard("Trace.Subscribed")
+			if t.Subscribed != nil {
+				t.Subscribed(c, topic, resumed)
+			}
+		},
+		Reset: func(c Info, topic string, reason replay.Reason, missed uint64) {
+			defer guard("Trace.Reset")
+			if t.Reset != nil {
+				t.Reset(c, topic, reason, missed)
+			}
+		},
+		Published: func(c Info, topic string, r backplane.Receipt, err error) {
+			defer guard("Trace.Published")
+			if t.Published != nil {
+				t.Published(c, topic, r, err)
+			}
+		},
+	}
+}
+
 // ServeHTTP makes a WebSocket of a request and serves its client. It returns after the
 // client's hello was answered; the connection lives on.
 //
 // What cannot be is refused with a status and a text: 400 without the subprotocol, 403
 // for a page of another origin, 426 for what is no WebSocket handshake, 501 behind
-// middleware whose writers have no Unwrap, 505 over HTTP/2, and 503 with Retry-After while there is no room, or the server shuts down.
+// middleware whose writers have no Unwrap, 505 over HTTP/2, and 503 with Retry-After
+// while there is no room, or the server shuts down.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refuse := func(status int, why string) {
 		g.count.refused.Add(1)
@@ -178,18 +236,24 @@ func (g *Gateway) enter(c *conn) (wait time.Duration) {
 	return 0
 }
 
-// enterUser counts a connection of a user in, if there is room.
-func (g *Gateway) enterUser(c *conn, user string) bool {
+// enterUser counts a connection of a user in. If that cannot be it returns a close code
+// and why.
+func (g *Gateway) enterUser(c *conn, user string) (status int, why string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	gone := slices.Contains(c.gone, user)
+	c.gone = nil
+	if gone {
+		return wire.CloseUnauthorized, "logged out"
+	}
 	if l := g.opts.Limits.PerUser; user != "" && l >= 0 && g.users[user] >= l {
-		return false
+		return wire.CloseTooManyOfUser, "too many connections of this user"
 	}
 	if user != "" {
 		g.users[user]++
 	}
-	c.user = user
-	return true
+	c.user, c.known = user, true
+	return 0, ""
 }
 
 // remove undoes enter and enterUser.
@@ -215,7 +279,7 @@ func (g *Gateway) list(user string, all bool) (conns []*conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for c := range g.conns {
-		if all || c.user == user {
+		if all || c.known && c.user == user {
 			conns = append(conns, c)
 		}
 	}
@@ -226,6 +290,13 @@ func (g *Gateway) list(user string, all bool) (conns []*conn) {
 // many there were. The clients are told that their credentials no longer count: they
 // come back only with new ones.
 func (g *Gateway) Disconnect(user string) int {
+	g.mu.Lock()
+	for c := range g.conns {
+		if !c.known { // Authorize may just have said that this is the user, who still was logged in then
+			c.gone = append(c.gone, user)
+		}
+	}
+	g.mu.Unlock()
 	conns := g.list(user, false)
 	var wg sync.WaitGroup
 	for _, c := range conns {

@@ -17,6 +17,7 @@ import (
 type netConn struct {
 	net.Conn
 	timeout time.Duration
+	secure  bool // TLS, which cannot go on with a write that has timed out
 
 	// turn holds a value during one write, of whole frames, of at most a fragment. It is no
 	// lock, because the network is waited for with it: in virtual time a lock would stop
@@ -99,10 +100,35 @@ func (n *netConn) write(b []byte) (int, error) {
 		n.closed = b[0] == final|opClose
 		n.rest = frameLen(b) - len(b) // not above 0 for whole frames
 	}
-	if err := n.SetWriteDeadline(time.Now().Add(n.timeout)); err != nil {
-		return 0, err
+	steps := 4 // of the timeout in which nothing may go through
+	if n.secure {
+		steps = 1
 	}
-	return n.Conn.Write(b)
+	for done, idle := 0, 0; ; {
+		if err := n.SetWriteDeadline(time.Now().Add(n.timeout / time.Duration(steps))); err != nil {
+			return done, err
+		}
+		k, err := n.Conn.Write(b[done:])
+		done += k
+		if idle++; k > 0 {
+			idle = 0
+		}
+		if !isTimeout(err) || n.secure || idle == steps {
+			return done, err
+		}
+	}
+}
+
+// saidGoodbye reports whether a close frame was written. It is for when nobody writes any
+// more.
+func (n *netConn) saidGoodbye() bool {
+	select {
+	case n.turn <- struct{}{}:
+		defer func() { <-n.turn }()
+		return n.closed
+	default:
+		return false // somebody is stuck
+	}
 }
 
 // isTimeout reports whether a write has got nowhere in time.
@@ -112,6 +138,7 @@ func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 type hijacker struct {
 	http.ResponseWriter
 	timeout time.Duration
+	secure  bool
 	conn    *netConn
 }
 
@@ -129,7 +156,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	h.conn = &netConn{Conn: inner, timeout: h.timeout, turn: make(chan struct{}, 1)}
+	h.conn = &netConn{Conn: inner, timeout: h.timeout, secure: h.secure, turn: make(chan struct{}, 1)}
 	rw.Writer.Reset(h.conn) // only control frames go through it, if nothing is compressed
 	return h.conn, rw, nil
 }

@@ -46,8 +46,8 @@ type Options struct {
 
 	Limits Limits
 
-	// Heartbeat says when a connection counts as dead. Its OnDead and OnWake are
-	// called, too.
+	// Heartbeat says when a connection counts as dead. OnDead has to be nil: who was
+	// found dead, Trace.Disconnected tells.
 	Heartbeat heartbeat.Config
 
 	// Drain is over how long the clients of a server that shuts down come back. Zero
@@ -71,7 +71,7 @@ type Options struct {
 }
 
 // A Payload is how messages of a topic stand in frames for clients. Their bytes are the
-// same in any case. What cannot be shown so, because it is not JSON, or not UTF-8, is
+// same in any case, but for white space around JSON. What cannot be shown so, because it is not JSON, or not UTF-8, is
 // shown as text, or else binary.
 type Payload uint8
 
@@ -98,7 +98,7 @@ type Limits struct {
 
 	Hello     time.Duration // from the handshake to the hello: 10 s
 	Incoming  time.Duration // from the first to the last byte of a message: 10 s
-	Write     time.Duration // without any progress of a write: 10 s
+	Write     time.Duration // without any progress of a write, or a quarter longer; over TLS for 32 KiB: 10 s
 	Authorize time.Duration // for an answer of Authorize: 10 s
 }
 
@@ -117,6 +117,9 @@ func (e *OptionError) Error() string { return "gateway: " + e.Field + " " + e.Re
 func (o *Options) fill() error {
 	if o.Authorize == nil {
 		return &OptionError{"Authorize", "is missing: nothing is allowed without it"}
+	}
+	if o.Heartbeat.OnDead != nil {
+		return &OptionError{"Heartbeat.OnDead", "is not for you to set: see Trace.Disconnected"}
 	}
 	if len(o.Node) > 64 {
 		return &OptionError{"Node", "is longer than 64 bytes"}

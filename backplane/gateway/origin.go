@@ -5,7 +5,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // An origin is a pattern of Options.Origins: scheme://host[:port], or with "*." before
@@ -29,8 +31,21 @@ func parseOrigin(s string, pattern bool) (o origin, err error) {
 		return o, fmt.Errorf("is not of the form scheme://host, scheme://host:port or scheme://*.host")
 	}
 	u, err := url.Parse(scheme + "://" + host)
-	if err != nil || u.Host != host || u.Hostname() == "" || strings.HasPrefix(host, ".") {
+	if err != nil || u.Host != host || u.Hostname() == "" || strings.HasPrefix(host, ".") || strings.HasSuffix(host, ":") {
 		return o, fmt.Errorf("is not of the form scheme://host, scheme://host:port or scheme://*.host")
+	}
+	if pattern {
+		port, _ := strconv.Atoi(u.Port())
+		switch {
+		case scheme == "ws" || scheme == "wss":
+			return o, fmt.Errorf("is no origin of a page: that begins with http or https")
+		case port > 65535 || strings.Contains(host, ","):
+			return o, fmt.Errorf("is not of the form scheme://host, scheme://host:port or scheme://*.host")
+		case strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }):
+			return o, fmt.Errorf("is not as browsers send it, which is in Punycode: xn--…")
+		case o.below && (!strings.Contains(u.Hostname(), ".") && u.Hostname() != "localhost" || strings.Contains(host, "[")):
+			return o, fmt.Errorf("would let in everybody below %q", host)
+		}
 	}
 	o.scheme, o.host = scheme, canonicalHost(scheme, host)
 	return o, nil

@@ -34,6 +34,10 @@ func (c *conn) subscribe(f *wire.Frame) {
 		c.answerBad(f, wire.BadTopic, "topic", bad.Reason)
 		return
 	}
+	if epochs(f.From) > maxEpochs {
+		c.answerBad(f, wire.BadPosition, "from", "has positions of too many epochs")
+		return
+	}
 	ctx, cancel := context.WithCancel(c.g.ctx)
 	s := &sub{c: c, topic: f.Topic}
 	s.stop.Store(&cancel)
@@ -115,9 +119,7 @@ func (c *conn) join(ctx context.Context, s *sub, from []replay.Position, last in
 		g.leaveFeed(s.feed)
 		return
 	}
-	if t := g.opts.Trace; t != nil && t.Subscribed != nil {
-		t.Subscribed(c.info(), s.topic, len(from) > 0)
-	}
+	g.trace.Subscribed(c.info(), s.topic, len(from) > 0)
 	backplane.Arm(g.poller, live) // entries come after the answer
 }
 
@@ -130,36 +132,22 @@ func (c *conn) failJoin(s *sub, code, message string, ref uint64) {
 // that is possible; and returns with it the answer for the client.
 func (g *Gateway) open(ctx context.Context, topic string, o backplane.SubscribeOptions, from []replay.Position) (live *backplane.Subscription, answer *wire.Frame, err error) {
 	answer = &wire.Frame{Type: wire.Subscribed, Topic: topic}
-	slices.SortFunc(from, func(a, b replay.Position) int { return cmp.Compare(a.Seq, b.Seq) })
-	from = slices.Compact(from)
-	var gap *replay.GapError
-	for i, p := range from {
-		o.After = p
-		if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
+	if len(from) > 1 {
+		if from, answer.Late, err = g.sift(ctx, topic, from); err != nil {
 			return nil, nil, err
-		}
-		if answer.Head, err = live.Check(p); err == nil {
-			answer.Base = p
-			for _, other := range from {
-				if other == p {
-					continue
-				}
-				if _, err := live.Check(other); errors.As(err, &gap) {
-					late := wire.Late{Pos: other, Reason: string(gap.Reason)}
-					if gap.Reason == replay.ReasonTrimmed {
-						late.Missed = p.Seq - other.Seq
-					}
-					answer.Late = append(answer.Late, late)
-				}
-			}
-			return live, answer, nil
-		}
-		if i < len(from)-1 {
-			live.Close()
 		}
 	}
 	if len(from) > 0 {
-		return live, answer, nil // from none: the first read finds out what for, and that is a reset
+		o.After = from[0]
+		if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
+			return nil, nil, err
+		}
+		if answer.Head, err = live.Check(o.After); err == nil {
+			answer.Base = o.After
+		} else { // then the first read gives a reset, and all who asked get that
+			answer.Late = nil
+		}
+		return live, answer, nil
 	}
 	if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
 		return nil, nil, err
@@ -178,6 +166,61 @@ func (g *Gateway) open(ctx context.Context, topic string, o backplane.SubscribeO
 		}
 	}
 	return live, answer, nil
+}
+
+// sift puts that of several positions first that is furthest back of those after which one
+// can go on, and returns beside it those after which one cannot.
+func (g *Gateway) sift(ctx context.Context, topic string, from []replay.Position) (sifted []replay.Position, late []wire.Late, err error) {
+	slices.SortFunc(from, func(a, b replay.Position) int {
+		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.Tag, b.Tag))
+	})
+	from = slices.Compact(from)
+	// What the Hub has explains a position once it was asked for it. Both ends of each
+	// epoch are asked for, and then all between them are explained.
+	var live *backplane.Subscription
+	for i, p := range from {
+		inner := i > 0 && i < len(from)-1 && from[i-1].Epoch == p.Epoch && from[i+1].Epoch == p.Epoch
+		if inner {
+			continue
+		}
+		if live != nil {
+			live.Close()
+		}
+		if live, err = g.hub.Subscribe(ctx, topic, &backplane.SubscribeOptions{After: p}); err != nil {
+			return nil, nil, err
+		}
+	}
+	defer live.Close()
+	var gap *replay.GapError
+	var good []replay.Position
+	for _, p := range from {
+		if _, err := live.Check(p); errors.As(err, &gap) {
+			late = append(late, wire.Late{Pos: p, Reason: string(gap.Reason)})
+		} else {
+			good = append(good, p)
+		}
+	}
+	if len(good) == 0 {
+		return from[len(from)-1:], nil, nil
+	}
+	for i := range late {
+		if l := &late[i]; l.Reason == string(replay.ReasonTrimmed) {
+			l.Missed = good[0].Seq - l.Pos.Seq
+		}
+	}
+	return good, late, nil
+}
+
+// maxEpochs is how many lives of a topic the positions of one subscribe may be of. Each
+// costs a read or two.
+const maxEpochs = 4
+
+func epochs(from []replay.Position) int {
+	seen := map[uint64]bool{}
+	for _, p := range from {
+		seen[p.Epoch] = true
+	}
+	return len(seen)
 }
 
 // unsubscribe ends a subscription.

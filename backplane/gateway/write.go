@@ -19,6 +19,21 @@ type scratch struct {
 	parts [][]byte
 }
 
+// trim lets go of room that is seldom needed.
+func (s *scratch) trim() {
+	if cap(s.buf) > rare {
+		s.buf = nil
+	}
+	if cap(s.text) > rare {
+		s.text = nil
+	}
+}
+
+func (g *Gateway) putScratch(s *scratch) {
+	s.trim()
+	g.scratch.Put(s)
+}
+
 // budget bounds what goes into one frame.
 var budget = replay.Budget{Entries: 256, Bytes: 16 << 10}
 
@@ -36,7 +51,7 @@ func (c *conn) end(code int, reason string, f *wire.Frame) { c.enqueue(f, code, 
 
 func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() bool) {
 	s := c.g.scratch.Get().(*scratch)
-	defer c.g.scratch.Put(s)
+	defer c.g.putScratch(s)
 	if f != nil {
 		s.text = f.Append(s.text[:0])
 	}
@@ -57,7 +72,6 @@ func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() boo
 		c.ready = nil
 	}
 	if c.writing || c.net == nil { // not yet accepted: see there
-
 		c.mu.Unlock()
 		return
 	}
@@ -115,7 +129,7 @@ func (c *conn) flush(s *scratch, writer bool) {
 			// With the lock held nobody can have waited for all goroutines yet.
 			c.g.wg.Go(func() {
 				s := c.g.scratch.Get().(*scratch)
-				defer c.g.scratch.Put(s)
+				defer c.g.putScratch(s)
 				c.flush(s, true)
 			})
 			c.mu.Unlock()
@@ -229,9 +243,7 @@ func (s *sub) frames(b *backplane.Batch, w *scratch) []byte {
 	buf := w.buf[:0]
 	if r := b.Reset; r != nil {
 		g.count.resets.Add(1)
-		if t := g.opts.Trace; t != nil && t.Reset != nil {
-			t.Reset(s.c.info(), s.topic, r.Reason, r.Missed)
-		}
+		g.trace.Reset(s.c.info(), s.topic, r.Reason, r.Missed)
 		s.at = b.To
 		if len(b.Entries) > 0 {
 			first := &b.Entries[0]
