@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -127,6 +128,60 @@ func TestAServerThatSpeaksSomethingElse(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAServerWithoutTheSubprotocol(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) { p.drain() })
+		g.speaks = nil
+		c := g.client()
+		time.Sleep(time.Minute)
+		if err := c.Err(); err == nil || !strings.Contains(err.Error(), "does not speak holdfast.v1") || c.State() != client.Connecting {
+			t.Errorf("%v, %v", c.State(), err)
+		}
+	})
+}
+
+// What is logged is on one line each, and has nothing of what messages contain.
+func TestTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder // written by one goroutine at a time: the loop's
+		g := newFake(t, func(p *peer) {
+			p.expect(wire.Hello)
+			p.send(wire.Frame{Type: wire.Welcome, Version: 1, Conn: "one\ntwo", Node: strings.Repeat("n", 200)})
+			p.accept(at(0))
+			e := entries("a", 1, 1)
+			e.Entries[0].Data = []byte(`"S3CR3T"`)
+			p.send(e, wire.Frame{Type: wire.Error, Code: "x\ny", Message: "m\x1b[31m" + strings.Repeat("m", 1000)})
+			p.send(wire.Frame{Type: wire.Goodbye, Reason: "r\nr", Window: 1 << 62})
+			p.expect(wire.Publish)
+		})
+		c := g.client(func(o *client.Options) { o.Logger = slog.New(slog.NewTextHandler(&out, nil)) })
+		s := subscribe(t, c, "a", nil)
+		send(t, c, "a", `"S3CR3T"`)
+		gets(t, s, `"S3CR3T"`)
+		time.Sleep(10 * time.Second)
+		c.Close(t.Context())
+		text := out.String()
+		for _, want := range []string{"client: welcome", "client: the server complains", "client: goodbye"} {
+			if strings.Count(text, want) != 1 {
+				t.Errorf("%q is not there once", want)
+			}
+		}
+		for _, bad := range []string{"S3CR3T", "\x1b", strings.Repeat("n", 65), strings.Repeat("m", 257)} {
+			if strings.Contains(text, bad) {
+				t.Errorf("%q is there", bad)
+			}
+		}
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, "time=") {
+				t.Errorf("a line that was made up: %q", line)
+			}
+		}
+		if t.Failed() {
+			t.Log(text)
+		}
+	})
 }
 
 func TestWhatAClientDoesNotKnowIsIgnored(t *testing.T) {

@@ -27,6 +27,7 @@ type fake struct {
 	t       testing.TB
 	network *memnet.Network
 	handle  func(p *peer)
+	speaks  []string // subprotocols
 	running sync.WaitGroup
 
 	mu    sync.Mutex
@@ -48,7 +49,7 @@ type peer struct {
 // newFake returns a gateway whose connections are handled by handle, within a bubble.
 func newFake(t testing.TB, handle func(p *peer)) *fake {
 	t.Helper()
-	g := &fake{t: t, network: memnet.New(memnet.Settings{Latency: time.Millisecond}), handle: handle}
+	g := &fake{t: t, network: memnet.New(memnet.Settings{Latency: time.Millisecond}), handle: handle, speaks: []string{wire.Subprotocol}}
 	server := &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(g.serve)}
 	g.running.Go(func() { server.Serve(g.network) })
 	t.Cleanup(func() {
@@ -70,7 +71,7 @@ func newFake(t testing.TB, handle func(p *peer)) *fake {
 func (g *fake) serve(w http.ResponseWriter, r *http.Request) {
 	g.running.Add(1)
 	defer g.running.Done()
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{wire.Subprotocol}})
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: g.speaks})
 	if err != nil {
 		return
 	}

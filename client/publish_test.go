@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -191,6 +192,49 @@ func TestNotMoreThanPendingWait(t *testing.T) {
 				t.Errorf("%d were open, want %d", most, pending)
 			}
 		})
+	}
+}
+
+// A server without limits gets no more than 256 messages that it has not answered.
+func TestAServerWithoutLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got atomic.Int32
+		g := newFake(t, func(p *peer) {
+			p.welcomeWith(wire.Limits{})
+			for ; ; got.Add(1) {
+				p.expect(wire.Publish)
+			}
+		})
+		c := g.client()
+		for range 300 {
+			send(t, c, "a", strings.Repeat("1", 1000))
+		}
+		time.Sleep(time.Minute - time.Second)
+		if got.Load() != 256 {
+			t.Errorf("%d", got.Load())
+		}
+	})
+}
+
+func TestWords(t *testing.T) {
+	for got, want := range map[fmt.Stringer]string{
+		client.Unknown: "unknown", client.NotStored: "not stored", client.Committed: "committed", client.Duplicate: "duplicate",
+		client.Queued: "queued", client.Outcome(9): "Outcome(9)",
+		client.Waiting: "Waiting", client.Written: "Written", client.Answered: "Answered", client.Failed: "Failed", client.Progress(9): "Progress(9)",
+		client.Connecting: "Connecting", client.Ready: "Ready", client.Closing: "Closing", client.Closed: "Closed", client.State(9): "State(9)",
+	} {
+		if got.String() != want {
+			t.Errorf("%v, want %s", got, want)
+		}
+	}
+	for err, want := range map[error]string{
+		&client.InputError{Field: "topic", Reason: "is empty"}:                     "client: topic is empty",
+		&client.ServerError{Code: "forbidden"}:                                     "client: the server says forbidden",
+		&client.ServerError{Code: "bad_frame", Field: "id", Message: "is missing"}: "client: the server says bad_frame (id): is missing",
+	} {
+		if err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
 	}
 }
 
@@ -496,6 +540,37 @@ func TestAQueueThatRejects(t *testing.T) {
 		c.Send(t.Context(), "a", m)
 		if _, err := c.Send(t.Context(), "a", m); err != client.ErrQueueFull {
 			t.Errorf("%v, %+v", err, c.Stats())
+		}
+	})
+}
+
+func TestDefaultsOfTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := offline(t, func(o *client.Options) { o.Full = client.Reject })
+		for range client.DefaultQueueMessages {
+			send(t, c, "a", "1")
+		}
+		if _, err := c.Send(t.Context(), "a", client.Message{}); err != client.ErrQueueFull {
+			t.Error(err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		c := offline(t, func(o *client.Options) { o.Full = client.Reject })
+		sent, err := 0, error(nil)
+		for data := strings.Repeat("x", 64<<10); err == nil; sent++ {
+			_, err = c.Send(t.Context(), "a", client.Message{Data: []byte(data)})
+		}
+		if st := c.Stats(); err != client.ErrQueueFull || sent != 16 || st.QueuedBytes > client.DefaultQueueBytes {
+			t.Errorf("%d messages of 64 KiB, %v, %+v", sent, err, st)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // the zero Full is Block
+		c := offline(t, func(o *client.Options) { o.QueueMessages = 1 })
+		send(t, c, "a", "1")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.Send(ctx, "a", client.Message{}); err != context.DeadlineExceeded {
+			t.Error(err)
 		}
 	})
 }
