@@ -1,0 +1,1567 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+/**
+ * One WebSocket for all tabs of a user, to a holdfast gateway (protocol holdfast.v1, client/PROTOCOL.md).
+ *
+ *   Tab ── port, channel or call ──▶ Hub ── Link ──▶ gateway
+ *
+ * A Tab is in each page: what an application holds is a Connection to it. There is one Hub for all of them, in a
+ * SharedWorker, in the page of an elected leader, or in the page itself: the same class each time. The Hub has one Link,
+ * the WebSocket, and for each topic a Fan: what came last, and one cursor for each tab. Nothing is queued for a tab.
+ * Positions are with the tabs, and so are publishes until they are answered: any Hub may die at any time.
+ *
+ * Numbers in comments, as in (trap 7), name what goes wrong in browsers without the lines beside them.
+ * This file is also the SharedWorker's script: see its end.
+ */
+
+/** Of the messages between Tab and Hub. It is in all names: those who would not understand each other do not meet. */
+const PROTO = 1;
+const PREFIX = 'hf|';
+/** The content hash in our own URL. Another build has another worker, see `update` (trap 14). */
+const BUILD = new URL(import.meta.url).searchParams.get('v') ?? '';
+/** All times, in milliseconds. */
+const T = {
+  hello: 300, dial: 15000, goodbye: 5000, probe: 5000, lease: 5000, ack: 30, ping: 10000, gone: 150000, linger: 3000,
+  settle: 1500, age: 60000, token: 10000, info: 1000, unwanted: 5000,
+};
+const EPHEMERAL = 64; // of them may be on their way to a tab
+const RING_SIZE = 8 << 20; // characters in a Fan
+
+const none = /** @type {any} */ (undefined);
+/** For durations. It may stand still while the machine sleeps. */
+let now = () => performance.now();
+/** @returns {string} */
+const rid = () => Array.from(crypto.getRandomValues(new Uint32Array(3)), n => n.toString(36)).join(''); // no randomUUID on http://
+/** @param {string} s */
+const bytes = s => new TextEncoder().encode(s).length;
+/** Each field is escaped and ended: no identity is the beginning of another (traps 11, 12).
+ * @param {string} url @param {string} key */
+const identity = (url, key) => `${PREFIX}${PROTO}|${encodeURIComponent(url)}|${encodeURIComponent(key)}|`;
+/** Whether after a reset nothing of before holds, not only that something is missing. @param {string} reason */
+const isVoid = reason => !['trimmed', 'lagging', 'floor'].includes(reason);
+
+/** What publish and subscriptions fail with. */
+export class HoldfastError extends Error {
+  /** @param {string} code @param {string} [message] @param {{outcome?: string, id?: string, topic?: string, field?: string}} [more] */
+  constructor(code, message, more) {
+    super(message ? `${code}: ${message}` : code);
+    this.name = 'HoldfastError';
+    /** One of PROTOCOL.md, section 6, or closed, denied, expired, queue_full, bad_input. */
+    this.code = code;
+    /** Of a publish: `not_stored` is certain, `unknown` is not. @type {string | undefined} */
+    this.outcome = more?.outcome;
+    /** Of a publish. @type {string | undefined} */
+    this.id = more?.id;
+    /** @type {string | undefined} */
+    this.topic = more?.topic;
+    /** The member that was wrong. @type {string | undefined} */
+    this.field = more?.field;
+  }
+}
+
+// ---- wire: frames of holdfast.v1
+
+/** @type {Record<string, string[]>} */
+const FRAMES = Object.fromEntries(Object.entries({
+  hello: 'v token beats', auth: 'token ref', subscribe: 'topic ref from last floor', unsubscribe: 'topic ref',
+  publish: 'id topic key data text bin', ping: '', ephemeral: 'topic data text bin', beat: '',
+  welcome: 'v conn node beat timeout limits', ok: 'ref', subscribed: 'topic ref base head late',
+  unsubscribed: 'topic ref code message', entries: 'topic prev entries to conflated',
+  reset: 'topic reason missed base data text bin', ack: 'id outcome pos', nack: 'id outcome code field message retry',
+  error: 'topic ref code field message retry', pong: '', goodbye: 'reason window',
+}).map(([t, members]) => [t, members.split(' ')]));
+const ORDER = ('t v ref topic id key token beats from last floor conn node beat timeout limits base head late prev entries to ' +
+  'conflated reason missed pos outcome retry code field message window data text bin').split(' ');
+const NUMBERS = 'v ref last beat timeout conflated missed retry window at'.split(' ');
+
+/** @param {string} field @returns {never} */
+const bad = field => { throw new HoldfastError('bad_frame', field || 'not a frame', { field }); };
+/** @param {any} v @param {string} k */
+const object = (v, k) => typeof v === 'object' && v && !Array.isArray(v) ? v : bad(k);
+/** @param {any} v @param {string} k @returns {any[]} */
+const array = (v, k) => Array.isArray(v) ? v : bad(k);
+/** @param {any} v @param {string} k */
+const number = (v, k) => v >= 0 && (Number.isInteger(v) || v === Infinity) ? Math.min(v, 2 ** 53) : bad(k);
+/** @param {any} v @param {string} k */
+const string = (v, k) => typeof v === 'string' ? v.replace(/\p{Surrogate}/gu, '\ufffd') : bad(k); // halves of pairs
+
+/** Reads those members of o that are listed, into f. @param {any} o @param {string[]} members @param {any} f */
+function read(o, members, f) {
+  for (const k of Object.keys(o)) { // in this order: the first that is wrong is named
+    const v = o[k];
+    if (!members.includes(k) || v === null && k !== 'data') continue;
+    /** @type {any} */
+    let x;
+    if (NUMBERS.includes(k)) x = number(v, k);
+    else if (k === 'beats') x = typeof v === 'boolean' ? v : bad(k);
+    else if (k === 'from') x = (typeof v === 'string' ? [v] : array(v, k)).map(p => p === null ? '' : string(p, k)).filter(Boolean);
+    else if (k === 'entries' || k === 'late') {
+      x = array(v, k).map(e => read(object(e, k), k === 'late' ? ['pos', 'reason', 'missed'] : ['pos', 'at', 'key', 'data', 'text', 'bin'], {}));
+      if (k === 'entries') for (const e of x) e.pos || bad('pos');
+    } else if (k === 'limits') {
+      x = {};
+      for (const [name, n] of Object.entries(object(v, k))) {
+        if (['message', 'topics', 'pending', 'history'].includes(name) && n !== null && number(n, name)) x[name] = number(n, name);
+      }
+      if (!Object.keys(x).length) x = 0;
+    } else if (k === 'data' || k === 'text' || k === 'bin') {
+      x = k === 'data' ? v : string(v, k);
+      if (k === 'bin') try { btoa(atob(x)) === x || bad(k); } catch { bad(k); } // atob alone takes spaces and odd bits
+      if ('data' in f || 'text' in f || 'bin' in f) bad(k);
+      f[k] = x;
+      continue;
+    } else x = string(v, k);
+    if (x && x.length !== 0) f[k] = x;
+  }
+  return f;
+}
+
+/** Reads a frame, or throws an error with `field`. Absent is what is null, 0 or empty; `from` is an array; unknown
+ * types and members are let through and left out. @param {string} text @returns {any} */
+function decode(text) {
+  let o;
+  try { o = JSON.parse(text); } catch { bad(''); }
+  object(o, '');
+  const t = string(o.t ?? '', 't') || bad('t');
+  return read(o, Object.hasOwn(FRAMES, t) ? FRAMES[t] : [], { t });
+}
+
+/** @param {any} f */
+function encode(f) {
+  /** @type {any} */
+  const o = {};
+  for (const k of ORDER) {
+    const v = f[k];
+    if (['data', 'text', 'bin'].includes(k) ? v !== undefined : v && v.length !== 0) o[k] = k === 'from' && v.length === 1 ? v[0] : v;
+  }
+  return JSON.stringify(o);
+}
+
+/** What publishes data. @param {any} data */
+function payload(data) {
+  if (data instanceof Uint8Array) {
+    let s = '';
+    for (let i = 0; i < data.length; i += 8192) s += String.fromCharCode(...data.subarray(i, i + 8192));
+    return { bin: btoa(s) };
+  }
+  if (JSON.stringify(data) === undefined) throw new HoldfastError('bad_input', 'data is no JSON value', { field: 'data', outcome: 'not_stored' });
+  return { data };
+}
+
+/** And back. @param {any} f */
+const value = f => 'bin' in f ? Uint8Array.from(atob(f.bin), c => c.charCodeAt(0)) : 'text' in f ? f.text : f.data;
+
+// ---- backoff: as package backoff of Go
+
+/**
+ * @typedef {object} Backoff Milliseconds. All waits are random, from 0 to a window.
+ * @property {number} [base] the first window, as long as nothing was connected (500)
+ * @property {number} [cap] the widest window (30000)
+ * @property {number} [first] the first window after a connection was lost, 0 for base (5000); those after it are not narrower
+ * @property {number} [stable] how long a connection has to last to begin anew with that (10000)
+ */
+
+/** When to dial again. */
+class Loop {
+  failures = 0;
+  /** @type {number | null} */ since = null;
+  ever = false; hinted = 0; least = 0; window = 0;
+  /** @param {Backoff} [o] @param {() => number} [random] */
+  constructor(o = {}, random = Math.random) {
+    /** @param {unknown} v @param {number} or @param {number} min */
+    const ms = (v, or, min) => typeof v === 'number' && v >= min && v <= 2 ** 31 - 1 ? v : or; // beyond that timers fire at once
+    this.base = ms(o.base, 500, 1);
+    this.cap = ms(o.cap, 30000, 1);
+    this.first = ms(o.first, 5000, 0);
+    this.stable = ms(o.stable, 10000, 0);
+    this.random = random;
+  }
+  up() { this.since = now(); this.ever = true; this.hinted = this.least = 0; }
+  /** The server wants its clients back over so many milliseconds. @param {number} ms */
+  hint(ms) { this.hinted = this.least = Math.max(0, Math.min(ms || 0, Math.max(this.cap, 3600e3))); }
+  /** How long to wait. The cap is applied before the draw: at the cap, too, no two clients are in step. */
+  down() {
+    const stable = this.since !== null && now() - this.since >= this.stable;
+    if (stable) this.failures = 0;
+    this.since = null;
+    const base = Math.max(this.base, this.ever ? this.first : 0, this.hinted ? 0 : this.least);
+    const usual = Math.min(this.cap, base * 2 ** Math.min(this.failures++, 40));
+    this.window = !this.hinted ? usual : stable ? this.hinted : Math.max(this.hinted, usual);
+    this.hinted = 0;
+    return Math.min(this.window, Math.floor(this.random() * (this.window + 1)));
+  }
+}
+
+// ---- Fan: one topic in the Hub
+
+/** Entries, each after the one before, and for each tab a cursor. It keeps what the tabs have got, not what they are to
+ * get: a tab that takes nothing costs a cursor and a window, however much passes by (trap 7). Positions are compared for
+ * equality only. A cursor: pos is where the tab stands, at the index of the next entry for it or -1 while its place is not
+ * known, sent and acked count entries and resets, gap is a reset that it is to get first. */
+class Fan {
+  first = 0; size = 0; fresh = false; again = false;
+  /** @type {any[]} */ ring = [];
+  index = new Map();
+  /** Before the ring; null: nothing is known. @type {string | null} */ base = null;
+  /** The newest when it was subscribed to, until that has come by. @type {string | null} */ goal = null;
+  /** @type {Map<string, any>} */ tabs = new Map();
+  /** @param {number} max @param {number} window @param {(cursors: any[], m: any) => void} out */
+  constructor(max, window, out) { this.max = max; this.window = window; this.out = out; }
+  get end() { return this.first + this.ring.length; }
+  get head() { return this.ring.length ? this.ring[this.ring.length - 1].pos : this.base; }
+  /** Where a tab goes on. @param {any} c */
+  stand(c) { return c.gap ? c.gap.base : c.pos; }
+
+  /** False: what it wants is not here, subscribe again. @param {string} id @param {any} s */
+  add(id, s) {
+    const c = { id, n: s.n, pos: s.pos ?? null, last: s.last ?? 0, floor: s.floor, at: -1, sent: 0, acked: 0, passing: 0, gap: null, heard: now(), told: false };
+    this.tabs.set(id, c);
+    if (this.base === null) return false;
+    if (c.pos === null) {
+      if (this.goal !== null || c.last > this.ring.length) return false;
+      this.seat(c, this.end - c.last);
+    } else if (!this.place(c)) return false;
+    this.pump([c]);
+    return true;
+  }
+  /** What to subscribe with. */
+  wants() {
+    const cs = [...this.tabs.values()];
+    for (const c of cs) this.lag(c);
+    const last = Math.max(0, ...cs.map(c => this.stand(c) === null ? c.last : 0));
+    const from = last ? [] : [...new Set(cs.map(c => this.stand(c)).filter(Boolean))].slice(0, 64);
+    const floor = cs.every(c => c.floor === cs[0].floor) ? cs[0]?.floor : undefined;
+    this.fresh = !from.length;
+    return { from, last, floor };
+  }
+  /** @param {any} c @param {number} k */
+  seat(c, k) {
+    c.at = k;
+    c.pos ??= k === this.first ? this.base : this.ring[k - 1 - this.first].pos;
+    if (!c.told) this.out([c], { t: 'at', pos: this.stand(c) });
+    c.told = true;
+  }
+  /** @param {any} c */
+  place(c) {
+    const pos = this.stand(c), k = pos === this.base ? this.first : this.index.get(pos) + 1;
+    if (!(k >= 0)) return false; // its entry has not come by yet
+    this.seat(c, k);
+    return true;
+  }
+  /** A tab gets one reset, however often it would have had to get one before it takes it.
+   * @param {any} c @param {string} reason @param {number} missed @param {any} base @param {string} [s] a snapshot */
+  gap(c, reason, missed, base, s) {
+    const g = c.gap;
+    if (g) { missed = g.missed && missed && g.missed + missed; if (isVoid(g.reason)) reason = g.reason; }
+    c.gap = { reason, missed, base, s };
+  }
+  /** Whoever the ring has left behind goes on at its beginning. @param {any} c */
+  lag(c) {
+    if (c.at < 0 || c.at >= this.first) return;
+    this.gap(c, 'lagging', this.first - c.at, this.base);
+    c.at = this.first;
+  }
+  /** @param {string | null} base */
+  clear(base) { this.first = this.end; this.ring = []; this.size = 0; this.index.clear(); this.base = base; }
+
+  /** `subscribed`: the entries after base follow (trap 3). @param {any} f */
+  restart(f) {
+    for (const c of this.tabs.values()) { this.lag(c); c.at = -1; }
+    this.clear(f.base ?? null);
+    this.goal = f.head ?? null;
+    this.again = false;
+    if (this.base === null) return; // a reset comes first
+    for (const c of this.tabs.values()) {
+      const late = f.late?.find((/** @type {any} */ l) => l.pos && l.pos === this.stand(c));
+      if (late) this.gap(c, late.reason ?? 'unknown', late.missed ?? 0, this.base);
+      if (this.stand(c) !== null) this.place(c);
+    }
+    if (this.goal === null || this.goal === this.base) this.reach();
+    this.pump();
+  }
+  /** All that was there has come by: whoever is still without a place will not find it. */
+  reach() {
+    this.goal = null;
+    for (const c of this.tabs.values()) {
+      if (c.at >= 0) continue;
+      if (this.stand(c) === null) this.seat(c, Math.max(this.first, this.end - c.last));
+      else if (this.fresh) this.again = true; // nobody has asked the server for it
+      else { this.gap(c, 'unknown', 0, this.head); this.place(c); }
+    }
+  }
+  /** False: they do not follow. `blurred`: positions were left out. @param {any} prev @param {any[]} list of {pos, s} @param {boolean} [blurred] */
+  push(prev, list, blurred) {
+    if (this.base === null || prev !== this.head) return false;
+    const waiting = [...this.tabs.values()].filter(c => c.at < 0);
+    for (const e of list) {
+      this.index.set(e.pos, this.end);
+      this.ring.push({ prev, pos: e.pos, s: e.s });
+      this.size += e.s.length;
+      prev = e.pos;
+      for (const c of waiting) if (c.at < 0 && this.stand(c) === e.pos) this.seat(c, this.end);
+      if (e.pos === this.goal) this.reach();
+    }
+    if (blurred && this.goal !== null) this.reach();
+    // A tab that answers, only not as fast as a backlog comes in, is waited for a while.
+    let need = this.end;
+    for (const c of this.tabs.values()) if (c.at >= 0 && now() - c.heard < 5000) need = Math.min(need, c.at);
+    while (this.ring.length > 1 && (this.size > RING_SIZE || this.ring.length > this.max && (this.first < need || this.ring.length > 8 * this.max))) {
+      const e = this.ring.shift();
+      this.base = e.pos;
+      this.size -= e.s.length;
+      if (this.index.get(e.pos) === this.first) this.index.delete(e.pos);
+      this.first++;
+    }
+    this.pump();
+    return true;
+  }
+  /** Sends what there is and they have room for. Those in step get one and the same message (trap 6). @param {Iterable<any>} [cursors] */
+  pump(cursors = this.tabs.values()) {
+    const groups = new Map();
+    for (const c of cursors) {
+      if (c.sent === c.acked) c.heard = now();
+      const room = () => c.sent - c.acked < this.window;
+      if (!room()) continue;
+      this.lag(c);
+      if (c.gap) {
+        const { reason, missed, base, s } = c.gap;
+        c.gap = null;
+        c.pos = base;
+        c.sent++;
+        this.out([c], { t: 'reset', reason, missed, base, s });
+      }
+      if (c.at < 0 || c.at >= this.end || !room()) continue;
+      const to = Math.min(this.end, c.at + this.window - c.sent + c.acked), key = c.at + ':' + to;
+      groups.get(key)?.push(c) ?? groups.set(key, [c]);
+    }
+    for (const [key, cs] of groups) {
+      const [at, to] = key.split(':').map(Number);
+      const list = this.ring.slice(at - this.first, to - this.first), pos = list[list.length - 1].pos;
+      for (const c of cs) { c.at = to; c.sent += list.length; c.pos = pos; }
+      this.out(cs, { t: 'entries', prev: list[0].prev, pos, list: list.map(e => e.s) });
+    }
+  }
+  /** The server's reset. True: subscribe again. @param {any} f @param {string} [s] */
+  reset(f, s) {
+    const all = this.base === null || isVoid(f.reason);
+    let again = false;
+    for (const c of this.tabs.values()) {
+      this.lag(c);
+      if (this.stand(c) === null) c.pos = all ? f.base : null;
+      else if (all || c.at >= 0) this.gap(c, f.reason ?? 'unknown', f.missed ? f.missed + (c.at < 0 ? 0 : this.end - c.at) : 0, f.base, s);
+      if (!all && c.at < 0) again = true; // it may stand beyond what is missing
+      c.at = -1;
+    }
+    this.clear(f.base);
+    this.goal = null;
+    for (const c of this.tabs.values()) if (this.stand(c) === f.base) this.place(c);
+    this.pump();
+    return again;
+  }
+  /** What has no position goes to those who are not behind, and do take it. @param {string} s */
+  pass(s) {
+    const cs = [...this.tabs.values()].filter(c => c.at === this.end && c.passing < EPHEMERAL);
+    for (const c of cs) c.passing++;
+    if (cs.length) this.out(cs, { t: 'ephemeral', s });
+  }
+  /** @param {string} id @param {any} m */
+  ack(id, m) {
+    const c = this.tabs.get(id);
+    if (!c || c.n !== m.n) return;
+    if (m.q > c.acked && m.q <= c.sent) c.acked = m.q;
+    c.passing = Math.max(0, c.passing - m.passed);
+    c.heard = now();
+    this.pump([c]);
+  }
+}
+
+// ---- Link: the WebSocket
+
+/** PROTOCOL.md, section 8. */
+const FINAL = [1002, 1003, 1007, 1008, 1009, 1010, 4400, 4403, 4406];
+
+class Link {
+  /** connecting, open, waiting, denied, closed */ state = 'closed';
+  why = ''; in = 0; code = 0; run = 0; dialled = -1e9; heard = 0; beat = 0; timeout = 0; due = 0; dials = 0; limits = /** @type {any} */ ({});
+  conn = ''; node = ''; bye = false; refresh = false; refreshed = false; probing = false; nudged = false; hinted = false;
+  /** @type {any} */ ws = null;
+  /** One timer: of the wait, the dial or the silence, as the state is. @type {any} */ timer;
+
+  /** @param {string} url @param {any} env @param {Backoff} backoff
+   * @param {{token(refresh: boolean): Promise<string | undefined>, state(): void, up(): void, down(): void, frame(f: any): void}} on */
+  constructor(url, env, backoff, on) { this.url = url; this.env = env; this.on = on; this.loop = new Loop(backoff); }
+
+  /** @param {string} state */
+  set(state, why = '', wait = 0, code = 0) {
+    this.state = state; this.why = why; this.in = wait; this.code = code;
+    this.on.state();
+  }
+  /** @param {number} ms @param {() => void} f */
+  after(ms, f) { this.env.clearTimeout(this.timer); this.due = now() + ms; this.timer = this.env.setTimeout(f, ms); }
+
+  /** Dials at once: First is for what the server drops, not for a Hub that takes over (trap 17). */
+  start() { if (this.state === 'closed') this.dial(); }
+  stop() { this.drop(); this.set('closed'); }
+  drop() {
+    const { ws } = this, was = this.state === 'open';
+    this.run++;
+    this.env.clearTimeout(this.timer);
+    this.ws = null;
+    this.bye = this.probing = false;
+    if (ws) { ws.onopen = ws.onmessage = ws.onclose = null; try { ws.close(1000); } catch { /* not open yet */ } }
+    if (was) { this.state = 'connecting'; this.on.down(); }
+  }
+  /** @param {any} f */
+  send(f) { this.text(encode(f)); }
+  /** @param {string} s */
+  text(s) { if (this.state === 'open' && !this.bye) this.ws.send(s); }
+  get open() { return this.state === 'open' && !this.bye; }
+
+  async dial() {
+    this.drop();
+    const run = this.run;
+    this.dialled = now();
+    this.dials++;
+    this.set('connecting', this.why);
+    let token, ws;
+    try { token = await this.on.token(this.refresh); } catch (e) { // before the dial, so that no socket waits for it
+      return run === this.run && this.down(`no token: ${/** @type {any} */ (e)?.message ?? e}`);
+    }
+    if (run !== this.run) return;
+    try { ws = this.ws = new this.env.WebSocket(this.url, 'holdfast.v1'); } catch (e) { return this.deny(`${e}`); } // the URL
+    // Only a welcome means that it is there; a server may open and then say nothing (trap 10).
+    this.after(Math.max(T.dial, this.loop.window), () => this.down('no welcome in time'));
+    ws.onopen = () => ws.send(encode({ t: 'hello', v: 1, token, beats: true }));
+    ws.onmessage = (/** @type {any} */ e) => {
+      this.heard = now();
+      let f;
+      try { f = decode(e.data); } catch (x) { return this.down(`the server sent what is no frame: ${x}`); }
+      this.frame(f);
+    };
+    ws.onclose = (/** @type {any} */ e) => this.lost(e.code, e.reason);
+  }
+  /** @param {any} f */
+  frame(f) {
+    switch (f.t) {
+      case 'welcome':
+        if (this.state === 'open') return;
+        if (f.v !== 1) return this.deny(`version ${f.v}`);
+        this.beat = f.beat ?? 0; this.timeout = f.timeout ?? 0; this.limits = f.limits ?? {}; this.conn = f.conn ?? ''; this.node = f.node ?? '';
+        this.refresh = this.refreshed = this.nudged = false;
+        this.loop.up();
+        this.watch();
+        this.set('open');
+        this.on.up();
+        return;
+      case 'beat': if (this.state === 'open') this.ws.send('{"t":"beat"}'); return; // by this code: pongs lie (trap 10)
+      case 'goodbye':
+        if (this.bye || this.state !== 'open') return;
+        this.bye = true; // what was sent is still answered
+        this.loop.hint(f.window ?? 0);
+        this.after(T.goodbye, () => this.down('goodbye'));
+        return;
+      case 'error': if (this.state !== 'open') this.why = f.message ?? f.code ?? ''; // a close code follows
+    }
+    if (this.state === 'open') this.on.frame(f);
+  }
+  /** @param {number} code @param {string} reason */
+  lost(code, reason) {
+    const why = `${code} ${reason || this.why}`.trim();
+    if (code === 4401 && !this.refreshed) { this.refresh = this.refreshed = true; return this.down(why, code); }
+    if (code === 4401 || FINAL.includes(code)) return this.deny(why, code);
+    this.down(why, code);
+  }
+  /** @param {string} why @param {number} [code] */
+  deny(why, code) { this.drop(); this.set('denied', why, 0, code); }
+  /** @param {string} why @param {number} [code] */
+  down(why, code) {
+    const hinted = this.loop.hinted > 0;
+    this.drop();
+    let wait = this.loop.down();
+    if (this.nudged && !hinted) wait = Math.min(wait, Math.random() * 100);
+    this.nudged = false;
+    this.hinted = hinted;
+    this.after(wait, () => this.dial());
+    this.set('waiting', why, wait, code);
+  }
+  /** Looks whether the server is silent for too long. */
+  watch() {
+    if (!this.beat) return;
+    this.probing = false;
+    const most = this.beat + this.timeout;
+    this.after(Math.max(0, this.heard + most - now()), () => {
+      if (now() - this.heard < most) this.watch();
+      else if (now() - this.due > 2000) this.probe(this.timeout); // we were late, not the server: ask it (trap 5)
+      else this.down('the server is silent');
+    });
+  }
+  /** @param {number} ms to answer */
+  probe(ms) {
+    if (this.probing || !this.open) return;
+    this.probing = true;
+    const asked = now();
+    this.ws.send('{"t":"ping"}');
+    this.after(ms || 5000, () => {
+      if (this.heard >= asked) this.watch();
+      else if (now() - this.due > 90000) { this.probing = false; this.probe(ms); } // asleep again
+      else { this.nudged = true; this.down('the connection did not survive'); }
+    });
+  }
+  /** Something has changed: it may work now. A wait is cut, never made longer, and not at the same time by all; one that
+   * the server has asked for is kept. No socket is given up that answers (traps 10, 17). */
+  nudge() {
+    if (this.open) return this.probe(Math.min(this.timeout || 5000, 5000));
+    const wait = Math.random() * 100;
+    if (this.state === 'waiting' && !this.hinted && now() - this.dialled > 1000 && this.due - now() > wait) this.after(wait, () => this.dial());
+  }
+  /** At once, but not more than once in a second. */
+  redial(refresh = false) {
+    if (this.state === 'closed') return;
+    this.refresh ||= refresh;
+    if (this.state === 'denied') this.refreshed = false;
+    const wait = this.dialled + 1000 - now();
+    if (wait <= 0) return void this.dial();
+    if (this.state === 'connecting') return;
+    this.drop();
+    this.after(wait, () => this.dial());
+    this.set('waiting', 'told to', wait);
+  }
+}
+
+// ---- Web Locks
+
+/** Resolves once the lock is ours, with the function that lets go. @param {any} locks @param {string} name @returns {Promise<() => void>} */
+const hold = (locks, name) => new Promise((held, failed) => {
+  locks.request(name, () => new Promise(free => held(() => free(undefined)))).catch(failed);
+});
+/** Tells when its owner has let go, in whatever way: there is no other event for the death of a tab or worker. The owner
+ * has to have it first (trap 1). @param {any} locks @param {string} name @param {string} mode @param {AbortSignal} signal @param {() => void} gone */
+const watch = (locks, name, mode, signal, gone) => {
+  locks.request(name, { mode, signal }, () => { if (!signal.aborted) gone(); }).catch(() => {});
+};
+
+// ---- Hub
+
+class Hub {
+  id = rid();
+  /** @type {Map<string, any>} */ tabs = new Map();
+  /** @type {Map<string, any>} */ topics = new Map();
+  /** @type {any} */ o = null;
+  /** @type {any} */ link = null;
+  /** Publishes that wait, in their order, and those the server has to answer. @type {any[]} */ waiting = [];
+  /** @type {Map<string, any>} */ sent = new Map();
+  /** Of topics in which the server cannot store now. @type {Map<string, any>} */ held = new Map();
+  window = 0; most = 0; grown = 0; seq = 0; ref = 0; holdAll = 0; asks = 0; unwanted = 0;
+  /** @type {Map<number, (m: any) => void>} */ asked = new Map();
+  counters = { entries: 0, resets: 0, repairs: 0, complaints: 0, drops: 0, acked: 0, resent: 0 };
+  last = '';
+  timer = none; lingering = none; sweep = none; wakes = 0;
+
+  /** cast: posts to all at once, where that is possible. @param {any} env @param {((m: any) => void) | null} [cast] */
+  constructor(env, cast = null) { this.env = env; this.cast = cast; }
+
+  /** hello. @param {any} m @param {(m: any) => void} raw @param {string} [lock] that we hold @param {boolean} [remote] reached by cast */
+  attach(m, raw, lock, remote = false) {
+    if (m.v !== PROTO) return raw({ t: 'skew', v: PROTO });
+    this.tabs.get(m.id)?.stop.abort();
+    if (!this.link) {
+      this.o = m.o; // of the first: others would need a socket of their own (trap 13)
+      this.link = new Link(m.o.url, this.env, m.o.backoff, {
+        token: refresh => this.token(refresh), state: () => this.state(), up: () => this.up(), down: () => this.down(), frame: f => this.frame(f),
+      });
+    }
+    // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
+    const tab = { id: m.id, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), vis: m.vis, token: m.token, remote, presence: m.presence, seen: now() };
+    this.tabs.set(m.id, tab);
+    tab.post({ t: 'welcome', v: PROTO, hub: this.id, lock, o: this.o, build: BUILD, state: this.status() });
+    if (m.presence) watch(this.env.navigator.locks, m.presence, 'exclusive', tab.stop.signal, () => this.detach(m.id, tab));
+    else this.sweep ??= this.env.setInterval(() => { // no locks: whoever says nothing for long is gone (trap 18)
+      for (const t of this.tabs.values()) if (!t.presence && now() - t.seen > T.gone) this.detach(t.id);
+    }, T.ping);
+    for (const topic of this.topics.values()) if (!m.subs.some((/** @type {any} */ s) => s.topic === topic.name)) this.leave(topic, m.id);
+    for (const s of m.subs) this.join(m.id, s);
+    this.env.clearTimeout(this.lingering);
+    this.link.start();
+  }
+  /** bye, or gone. The last one out closes the socket now, in this turn: a later one may never come (trap 8).
+   * @param {string} id @param {any} [only] */
+  detach(id, only) {
+    const tab = this.tabs.get(id);
+    if (!tab || only && only !== tab) return;
+    this.tabs.delete(id);
+    tab.stop.abort();
+    for (const topic of this.topics.values()) this.leave(topic, id);
+    if (this.tabs.size) return;
+    if (this.o.linger) this.lingering = this.env.setTimeout(() => { if (!this.tabs.size) this.close(); }, T.linger);
+    else this.close();
+  }
+  close() {
+    this.link?.stop();
+    this.env.clearTimeout(this.timer);
+    this.env.clearInterval(this.sweep);
+    this.sweep = undefined;
+    for (const tab of this.tabs.values()) tab.stop.abort();
+  }
+  status() {
+    const { state, why, in: wait, code, beat, limits, conn, node } = this.link;
+    return { state, why, in: wait, code, beat, limits, conn, node };
+  }
+  state() {
+    if (this.link.state === 'waiting' || this.link.state === 'denied') { this.last = this.link.why; this.counters.drops++; }
+    for (const tab of this.tabs.values()) tab.post({ t: 'state', ...this.status() });
+  }
+  /** From a tab. False: it is not known, and has to say hello. @param {string} id @param {any} m */
+  recv(id, m) {
+    const tab = this.tabs.get(id);
+    if (!tab) return false;
+    tab.seen = now();
+    const topic = this.topics.get(m.topic);
+    switch (m.t) {
+      case 'sub': this.join(id, m); break;
+      case 'unsub': if (topic?.fan.tabs.get(id)?.n === m.n) this.leave(topic, id); break;
+      case 'ack': topic?.fan.ack(id, m); break;
+      case 'send': this.queue(id, m); break;
+      case 'drop': this.waiting = this.waiting.filter(p => p.id !== m.id || p.topic !== m.topic || p.tabs.size > 1); break;
+      case 'ephemeral': if (this.link.open && this.link.ws.bufferedAmount < 1 << 16 && this.fits(m.s)) this.link.text(m.s); break;
+      case 'token': this.asked.get(m.r)?.(m); break;
+      case 'vis': tab.vis = m.vis; break;
+      case 'nudge': this.link.nudge(); break;
+      case 'reconnect': this.link.redial(); break;
+      case 'reauth': this.reauth(id); break;
+      case 'ping': tab.post({ t: 'pong', s: this.link.state, age: now() - this.link.heard }); break; // trap 4
+      case 'info': tab.post({ t: 'info', r: m.r, info: this.info() }); break;
+      case 'bye': this.detach(id);
+    }
+    return true;
+  }
+  info() {
+    /** @type {any} */
+    const topics = {};
+    for (const { name, fan } of this.topics.values()) {
+      topics[name] = { ring: fan.ring.length, head: fan.head, cursors: [...fan.tabs.values()].map((/** @type {any} */ c) => ({ tab: c.id, behind: c.at < 0 ? null : fan.end - c.at, unacked: c.sent - c.acked })) };
+    }
+    return { hub: this.id, tabs: this.tabs.size, topics, why: this.last, conn: this.link.conn, node: this.link.node, counters: { ...this.counters, dials: this.link.dials, publishing: this.waiting.length + this.sent.size } };
+  }
+  /** The tabs have the credentials, we have no storage to read them from. A visible one answers soonest (trap 11).
+   * @param {boolean} refresh @param {string} [first] */
+  async token(refresh, first) {
+    const tabs = [...this.tabs.values()].filter(t => t.token).sort((a, b) => +(b.id === first) - +(a.id === first) || +b.vis - +a.vis);
+    for (const tab of tabs) {
+      const r = ++this.asks;
+      const m = await new Promise(done => {
+        const timer = this.env.setTimeout(() => done(null), T.token);
+        this.asked.set(r, m => { this.env.clearTimeout(timer); done(m); });
+        tab.post({ t: 'ask', r, refresh });
+      });
+      this.asked.delete(r);
+      if (m?.error) throw new Error(m.error);
+      if (m) return m.token;
+    }
+    if (tabs.length) throw new Error('no tab has answered');
+  }
+  /** @param {string} id */
+  async reauth(id) {
+    const { link } = this;
+    if (!link.open) return link.redial(true);
+    const run = link.run;
+    try {
+      const token = await this.token(true, id);
+      if (run === link.run) link.send({ t: 'auth', token, ref: ++this.ref });
+    } catch (e) { this.last = `reauth: ${e}`; }
+  }
+
+  // subscriptions: wanted ─▶ asked ─▶ on
+
+  /** @param {string} id @param {any} s */
+  join(id, s) {
+    let topic = this.topics.get(s.topic);
+    if (!topic) {
+      topic = { name: s.topic, phase: 'wanted', ref: 0, due: 0, loop: new Loop({ first: 0 }), fan: new Fan(this.o.ring, this.o.window, (cs, m) => this.out(topic, cs, m)) };
+      this.topics.set(s.topic, topic);
+    }
+    if (!topic.fan.add(id, s)) this.want(topic);
+  }
+  /** @param {any} topic @param {string} id */
+  leave(topic, id) {
+    if (!topic.fan.tabs.delete(id) || topic.fan.tabs.size) return;
+    this.topics.delete(topic.name);
+    if (topic.ref && this.link.open) this.link.send({ t: 'unsubscribe', topic: topic.name, ref: ++this.ref });
+  }
+  /** @param {any} topic @param {any[]} cs @param {any} m */
+  out(topic, cs, m) {
+    const many = [];
+    for (const c of cs) {
+      const tab = this.tabs.get(c.id);
+      if (tab?.remote && this.cast && cs.length > 1) many.push([c.id, c.n, c.sent]);
+      else tab?.post({ ...m, topic: topic.name, n: c.n, q: c.sent });
+    }
+    if (many.length) this.cast?.({ ...m, topic: topic.name, to: many });
+  }
+  /** @param {any} topic */
+  want(topic, wait = 0) {
+    topic.phase = 'wanted';
+    topic.ref = wait ? 0 : topic.ref; // an unsubscribe is due while the server has it
+    topic.due = now() + wait;
+    this.wake(wait);
+  }
+  /** @param {any} topic @param {number} [atLeast] */
+  later(topic, atLeast = 0) { this.want(topic, Math.max(1, topic.loop.down(), atLeast)); }
+  /** What is due is done after this task, and so once for all that ask for it. @param {number} ms */
+  wake(ms) {
+    const at = now() + ms;
+    if (this.timer !== undefined && this.wakes <= at) return;
+    this.env.clearTimeout(this.timer);
+    this.wakes = at;
+    this.timer = this.env.setTimeout(() => { this.timer = undefined; this.flush(); }, ms);
+  }
+  flush() {
+    if (!this.link?.open) return;
+    let next = Infinity;
+    for (const topic of this.topics.values()) {
+      if (topic.phase !== 'wanted') continue;
+      if (topic.due > now()) { next = Math.min(next, topic.due); continue; }
+      topic.phase = 'asked';
+      topic.ref = ++this.ref;
+      this.link.send({ t: 'subscribe', topic: topic.name, ref: topic.ref, ...topic.fan.wants() });
+    }
+    next = Math.min(next, this.publish());
+    if (next < Infinity) this.wake(Math.max(1, next - now()));
+  }
+  up() {
+    const { link } = this;
+    this.most = this.window = Math.min(link.limits.pending || 256, 1024);
+    this.grown = this.holdAll = 0;
+    for (const topic of this.topics.values()) topic.phase = 'wanted';
+    this.flush();
+  }
+  down() {
+    for (const topic of this.topics.values()) { topic.phase = 'wanted'; topic.ref = topic.due = 0; }
+    for (const p of this.sent.values()) p.doubt = true;
+    this.waiting.push(...this.sent.values());
+    this.waiting.sort((a, b) => a.seq - b.seq);
+    this.sent.clear();
+  }
+  /** @param {any} f */
+  frame(f) {
+    const topic = this.topics.get(f.topic), on = topic?.phase === 'on';
+    switch (f.t) {
+      case 'subscribed':
+        if (topic?.phase !== 'asked' || topic.ref !== f.ref) return; // of one before
+        topic.phase = 'on';
+        topic.loop.up();
+        topic.fan.restart(f);
+        if (topic.fan.again) this.want(topic);
+        return;
+      case 'entries': {
+        if (!on) return this.stray(topic, f.topic);
+        const list = (f.entries ?? []).map((/** @type {any} */ e) => ({ pos: e.pos, s: JSON.stringify(e) })); // once, and not cloned for each tab
+        if (f.to && f.to !== list[list.length - 1]?.pos) list.push({ pos: f.to, s: JSON.stringify({ pos: f.to }) });
+        this.counters.entries += list.length;
+        if (!topic.fan.push(f.prev, list, f.conflated > 0 || !!f.to)) { this.counters.repairs++; this.later(topic); }
+        else if (topic.fan.again) this.want(topic);
+        return;
+      }
+      case 'reset': {
+        if (!on) return this.stray(topic, f.topic);
+        this.counters.resets++;
+        const { data, text, bin } = f;
+        if (!f.base) { this.counters.repairs++; return this.later(topic); }
+        if (topic.fan.reset(f, 'data' in f || 'text' in f || 'bin' in f ? JSON.stringify({ data, text, bin }) : undefined)) this.later(topic);
+        return;
+      }
+      case 'ephemeral':
+        if (on) { const { data, text, bin } = f; topic.fan.pass(JSON.stringify({ data, text, bin })); }
+        return;
+      case 'unsubscribed':
+        if (topic?.ref && (f.ref ? f.ref === topic.ref : f.code)) this.refused(topic, f);
+        return;
+      case 'error': {
+        const of = f.ref && [...this.topics.values()].find(t => t.ref === f.ref);
+        if (of) this.refused(of, f);
+        else if (!f.ref || f.ref > this.ref) this.counters.complaints++;
+        return;
+      }
+      case 'ack': case 'nack': this.answer(f);
+    }
+  }
+  /** What comes though nobody wants it: the unsubscribe was lost, perhaps to a limit. @param {any} topic @param {string} name */
+  stray(topic, name) {
+    if (topic || now() - this.unwanted < T.unwanted) return;
+    this.unwanted = now();
+    this.link.send({ t: 'unsubscribe', topic: name, ref: ++this.ref });
+  }
+  /** @param {any} topic @param {any} f */
+  refused(topic, f) {
+    if (['', 'too_fast', 'too_many_pending', 'unavailable', 'internal'].includes(f.code ?? '')) return this.later(topic, Math.min(f.retry ?? 0, 3600e3));
+    this.topics.delete(topic.name);
+    this.out(topic, [...topic.fan.tabs.values()], { t: 'ended', code: f.code, message: f.message });
+  }
+
+  // publishes, by the rules of the Go client
+
+  /** @param {string} s */
+  fits(s) { return !(this.link.limits.message && bytes(s) > this.link.limits.message); }
+  /** @param {string} tab @param {any} m */
+  queue(tab, m) {
+    const same = [...this.sent.values(), ...this.waiting].find(p => p.id === m.id && p.topic === m.topic);
+    if (same) return void same.tabs.add(tab); // sent again by a tab that has not heard of it: once is enough
+    this.waiting.push({ id: m.id, topic: m.topic, s: m.s, born: m.born, tabs: new Set([tab]), seq: this.seq++, doubt: m.doubt, tries: 0 });
+    this.wake(0);
+  }
+  /** Sends what may be sent, and says when to look again. */
+  publish() {
+    let next = Infinity;
+    /** @type {any[]} */
+    const kept = [], t = now();
+    for (const p of this.waiting) {
+      const until = Math.max(this.holdAll, this.held.get(p.topic)?.until ?? 0);
+      if (Date.now() - p.born > T.age) this.tell(p, { error: { code: 'expired' } }); // the server may have forgotten its id
+      else if (!this.fits(p.s)) this.tell(p, { error: { code: 'too_large' } });
+      else if (until > t) { next = Math.min(next, until); kept.push(p); }
+      else if (this.sent.size >= this.window || this.sent.has(p.id)) kept.push(p);
+      else {
+        if (p.tries++) this.counters.resent++;
+        this.sent.set(p.id, p);
+        this.link.text(p.s);
+      }
+    }
+    this.waiting = kept;
+    return next;
+  }
+  /** @param {any} p @param {any} what */
+  tell(p, what) {
+    if (what.error) what.error.outcome = p.doubt ? 'unknown' : 'not_stored';
+    for (const id of p.tabs) this.tabs.get(id)?.post({ t: 'sent', id: p.id, topic: p.topic, ...what });
+  }
+  /** @param {any} f */
+  answer(f) {
+    const p = this.sent.get(f.id);
+    if (!p) return; // given up meanwhile
+    this.sent.delete(f.id);
+    if (f.t === 'ack') {
+      this.counters.acked++;
+      this.held.delete(p.topic);
+      if (++this.grown >= this.window && this.window < this.most) { this.window++; this.grown = 0; }
+      this.tell(p, { receipt: { outcome: f.outcome ?? 'committed', pos: f.pos, id: p.id } });
+    } else {
+      p.doubt ||= f.outcome !== 'not_stored';
+      const retry = Math.min(f.retry ?? 0, 3600e3);
+      if (f.code === 'too_fast' || f.code === 'too_many_pending') { // nothing to do with the topic
+        this.window = 1;
+        this.grown = 0;
+        if (now() >= this.holdAll) this.holdAll = now() + (retry || 1000);
+      } else if (f.code === 'unavailable' || f.code === 'internal') {
+        const h = this.held.get(p.topic) ?? { loop: new Loop({ first: 0 }), until: 0 };
+        if (now() >= h.until) h.until = now() + Math.max(h.loop.down(), retry);
+        this.held.set(p.topic, h);
+      } else {
+        this.tell(p, { error: { code: f.code ?? 'unknown', message: f.message, field: f.field } });
+        return this.wake(0);
+      }
+      this.waiting.push(p);
+      this.waiting.sort((a, b) => a.seq - b.seq);
+    }
+    this.wake(0);
+  }
+}
+
+// ---- Tab: what is in each page
+
+class Tab {
+  id = rid();
+  mode = ''; state = 'connecting'; detail = /** @type {any} */ ({});
+  hubId = ''; welcomed = false; a = 0; tries = 0; shows = 0; run = 0; numbers = 0; heard = 0; asked = 0; tick = 0; live = false;
+  /** Subscriptions by topic. @type {Map<string, any>} */ subs = new Map();
+  /** Publishes that are not answered. @type {Map<string, any>} */ pending = new Map();
+  counters = { received: 0, resets: 0, broken: 0, hubs: 0, faults: 0 };
+  fault = '';
+  /** @type {Map<number, (m: any) => void>} */ asks = new Map();
+  locks = none; worker = none; ch = none; own = none; news = none; hub = none; lead = none; dead = none; race = none; serve = none; hang = none;
+  hubWatch = none; helloTimer = none; timer = none; ackTimer = none; ageTimer = none; settleTimer = none; free = none; resign = none; presence = none;
+  modes = none; build = '';
+  /** To the Hub. @type {(m: any) => void} */ post = () => {};
+  parked = true; closed = false;
+
+  /** @param {string} url @param {any} o @param {any} env @param {(type: string, detail: any) => void} emit */
+  constructor(url, o, env, emit) {
+    this.env = env; this.opts = o; this.emit = emit;
+    const u = new URL(url, env.location?.href);
+    u.protocol = u.protocol.replace('http', 'ws');
+    this.url = u.href;
+    this.name = identity(this.url, o.key ?? '');
+    this.o = { url: this.url, backoff: o.backoff, ring: Math.max(1, o.ring ?? 1000), window: Math.max(1, o.window ?? 256), linger: !!o.extendedLifetime };
+    this.workerUrl = o.workerUrl ?? import.meta.url; // in a bundle that is the application: it has to say (trap 25)
+    this.kept = this.load();
+    this.events = new AbortController();
+    /** @param {any} on @param {string} types @param {(e: any) => void} f */
+    const listen = (on, types, f) => { for (const t of types.split(' ')) on?.addEventListener?.(t, f, { signal: this.events.signal }); };
+    // No unload or beforeunload: they keep the page out of the bfcache (trap 9).
+    listen(env, 'pagehide', () => { this.save(); this.park(); });
+    listen(env, 'pageshow', e => { if (e.persisted) this.up(); });
+    listen(env, 'online focus pageshow', () => this.nudge());
+    listen(env.document, 'visibilitychange', () => {
+      if (this.visible) this.nudge(); else this.save();
+      this.post({ t: 'vis', vis: this.visible });
+    });
+    listen(env.document, 'freeze', () => this.freeze());
+    listen(env.document, 'resume', () => { this.thaw(); this.nudge(); }); // visibilitychange may not come then
+    this.up();
+  }
+  get visible() { return (this.env.document?.visibilityState ?? 'visible') === 'visible'; }
+  nudge() { this.post({ t: 'nudge' }); }
+
+  // positions that outlive the page
+
+  get storage() {
+    try { return this.opts.keep === 'local' ? this.env.localStorage : this.opts.keep === 'session' ? this.env.sessionStorage : null; } catch { return null; } // sandboxed
+  }
+  load() { try { return JSON.parse(this.storage?.getItem(this.name + 'pos')) ?? {}; } catch { return {}; } }
+  save() {
+    for (const s of this.subs.values()) if (s.position) this.kept[s.topic] = s.position;
+    try { this.storage?.setItem(this.name + 'pos', JSON.stringify(this.kept)); } catch { /* full, or not allowed */ }
+  }
+
+  // life: up, park (in the bfcache and at the end), fall back
+
+  async up() {
+    if (!this.parked || this.closed) return;
+    this.parked = false;
+    const run = ++this.run;
+    let free;
+    try {
+      this.locks = this.env.navigator?.locks; // not on http://, and in a sandboxed frame it throws (trap 18)
+      await this.locks?.query();
+      const presence = `hf:tab:${this.id}:${++this.shows}`;
+      if (this.locks) { free = await hold(this.locks, presence); this.presence = presence; } // before the hello (trap 1)
+    } catch { this.locks = undefined; this.presence = undefined; }
+    if (run !== this.run) return free?.(); // parked meanwhile
+    this.free = free;
+    if (BUILD && this.env.BroadcastChannel) {
+      this.news = new this.env.BroadcastChannel(this.name + 'new');
+      const born = this.env.performance?.timeOrigin ?? 0;
+      this.news.onmessage = (/** @type {any} */ e) => { if (e.data.build !== BUILD && e.data.born > born) this.emit('update', { build: e.data.build }); };
+      this.news.postMessage({ build: BUILD, born });
+    }
+    const share = this.opts.share ?? 'auto';
+    this.modes = share === 'auto' ? ['worker', 'leader', 'none'] : share === 'none' ? ['none'] : [share, 'none'];
+    this.fallBack();
+  }
+  /** To the next mode, if it is there. */
+  fallBack() {
+    this.leave();
+    const mode = this.mode = this.modes?.shift() ?? 'none';
+    this.tries = 0;
+    if (mode === 'worker' && this.env.SharedWorker) this.joinWorker();
+    else if (mode === 'leader' && this.locks && this.env.BroadcastChannel) this.joinLeader();
+    else if (mode === 'none') this.joinNone();
+    else this.fallBack();
+  }
+  /** Lets go of the Hub. */
+  leave() {
+    const { env } = this;
+    this.post({ t: 'bye' });
+    this.post = () => {};
+    this.welcomed = false;
+    this.hubWatch?.abort();
+    this.race?.abort();
+    this.race = null;
+    this.stepDown();
+    for (const c of [this.ch, this.own]) c?.close();
+    this.ch = this.own = null;
+    this.worker?.port.close();
+    this.worker = null;
+    for (const t of [this.helloTimer, this.settleTimer, this.ackTimer]) env.clearTimeout(t);
+    this.ackTimer = undefined;
+    env.clearInterval(this.timer);
+  }
+  /** Out of the way: a message to a page in the bfcache evicts it (trap 9). */
+  park() {
+    if (this.parked) return;
+    this.parked = true;
+    this.run++;
+    this.leave();
+    this.hubId = '';
+    this.dead = null;
+    this.news?.close();
+    this.free?.();
+    this.free = null;
+    this.set({ state: 'connecting', why: 'parked' });
+  }
+  close() {
+    if (this.closed) return;
+    this.save();
+    this.park();
+    this.closed = true;
+    this.events.abort();
+    for (const s of [...this.subs.values()]) this.end(s);
+    this.fail('closed');
+    this.env.clearTimeout(this.ageTimer);
+    this.set({ state: 'closed' });
+  }
+  /** @param {any} detail */
+  set(detail) {
+    const changed = detail.state !== this.state;
+    this.state = detail.state;
+    this.detail = detail;
+    if (detail.state === 'denied') this.fail('denied', detail.why);
+    if (changed || detail.state === 'waiting') this.emit('state', { state: detail.state, in: detail.in || 0, why: detail.why || '', code: detail.code || 0, mode: this.mode, hub: this.hubId });
+  }
+
+  // mode none, and the leader's own page
+
+  joinNone() { this.hub = new Hub(this.env); this.direct(); this.hello(); }
+  direct() {
+    const { hub } = this;
+    /** As a port would: later, in order. @param {any} m */
+    const raw = m => queueMicrotask(() => { if (this.hub === hub) this.onHub(m); });
+    this.post = (/** @type {any} */ m) => {
+      if (m.t === 'hello') hub.attach(m, raw);
+      else if (!hub.recv(this.id, m) && m.t !== 'bye') raw({ t: 'who' });
+    };
+  }
+
+  // mode worker
+
+  async joinWorker() {
+    const { env, run } = this;
+    let gen = '';
+    if (this.locks) {
+      // The living Hub's generation, else the one after the dead: in Firefox the name of a worker that was killed hangs for
+      // ever (trap 2). Watchers have a dead one's lock for a moment, but shared (trap 23).
+      const alive = await this.alive().catch(() => []);
+      if (run !== this.run || this.mode !== 'worker') return;
+      gen = alive[0]?.gen ?? (this.dead ? `after=${this.dead}` : '');
+    }
+    this.worker?.port.close();
+    this.welcomed = false;
+    let w;
+    try {
+      // A name is identity and nothing else: with options in it there would be as many workers (trap 13).
+      const o = { type: 'module', name: this.name + gen, ...this.opts.extendedLifetime && { extendedLifetime: true } };
+      w = this.worker = new env.SharedWorker(this.opts.trustedTypes?.createScriptURL(this.workerUrl) ?? this.workerUrl, o);
+    } catch { return this.fallBack(); } // (trap 15)
+    w.onerror = () => { if (this.worker === w && !this.welcomed) this.fallBack(); }; // CSP, 404, other options (trap 15)
+    w.port.onmessage = (/** @type {any} */ e) => { if (this.worker === w) this.onHub(e.data); };
+    this.post = (/** @type {any} */ m) => w.port.postMessage(m);
+    this.hello();
+    this.tries++;
+    this.helloTimer = env.setTimeout(() => { // it may die before it says welcome (trap 1)
+      if (this.worker !== w || this.welcomed) return;
+      if (this.tries < 3) this.joinWorker(); else this.fallBack();
+    }, Math.min(3000, T.hello * 2 ** this.tries / 2));
+    env.clearInterval(this.timer);
+    if (!this.locks) { // a ping in place of a lock; only its own lateness is no sign of death (traps 5, 18)
+      this.heard = this.tick = now();
+      this.timer = env.setInterval(() => {
+        const t = now(), late = t - this.tick > 3 * T.ping;
+        this.tick = t;
+        if (late || !this.visible) this.heard = t;
+        if (this.welcomed && t - this.heard > 2.5 * T.ping) { this.heard = t; this.joinWorker(); } else this.post({ t: 'ping' });
+      }, T.ping);
+    }
+  }
+  /** Hubs of ours that live, the one to join first. */
+  async alive() {
+    const pre = `hf:hub:${BUILD}|${this.name}`, { held } = await this.locks.query();
+    return held.filter((/** @type {any} */ l) => l.mode === 'exclusive' && l.name.startsWith(pre)).map((/** @type {any} */ l) => l.name.slice(pre.length)).sort()
+      .map((/** @type {string} */ n) => ({ gen: n.slice(0, n.lastIndexOf('#')), id: n.slice(n.lastIndexOf('#') + 1) }));
+  }
+
+  // mode leader
+
+  joinLeader() {
+    const { env } = this;
+    this.ch = new env.BroadcastChannel(this.name);
+    this.own = new env.BroadcastChannel(this.name + this.id);
+    this.ch.onmessage = this.own.onmessage = (/** @type {any} */ e) => this.onChannel(e.data);
+    this.lead = null;
+    this.follow();
+    this.campaign();
+    this.hello();
+    this.heard = this.tick = now();
+    env.clearInterval(this.timer);
+    this.timer = env.setInterval(() => this.probe(), T.probe / 2);
+  }
+  follow() { this.post = (/** @type {any} */ m) => this.ch?.postMessage({ to: this.lead ?? 'hub', from: this.id, m }); }
+  campaign(steal = false) {
+    this.race?.abort();
+    const race = this.race = new AbortController();
+    // steal and signal exclude each other.
+    this.locks.request(this.name + 'lead', steal ? { steal } : { signal: race.signal }, () => {
+      if (race.signal.aborted || this.race !== race) return;
+      return new Promise(done => { this.resign = done; this.rule(); });
+    }).catch(() => { // stolen from us, or aborted by us: then there is another race (trap 21)
+      if (this.race !== race || this.closed) return;
+      this.stepDown();
+      this.campaign();
+      this.hello(); // or we would be deaf (trap 21)
+    });
+  }
+  rule() {
+    /** @type {Map<string, any>} */
+    const channels = new Map();
+    const hub = this.hub = new Hub(this.env, m => this.ch?.postMessage({ hub: hub.id, m }));
+    this.lead = hub.id;
+    this.serve = (/** @type {any} */ x) => {
+      // To one tab over a channel of its own: on the common one each would read all (trap 6).
+      let c = channels.get(x.from);
+      const raw = (/** @type {any} */ m) => c.postMessage({ hub: hub.id, m });
+      if (!c) channels.set(x.from, c = new this.env.BroadcastChannel(this.name + x.from));
+      if (x.m.t === 'hello') hub.attach(x.m, raw, undefined, true);
+      else if (!hub.recv(x.from, x.m) && x.m.t !== 'bye') raw({ t: 'who' });
+      if (!hub.tabs.has(x.from)) { c.close(); channels.delete(x.from); }
+    };
+    this.hang = () => { for (const c of channels.values()) c.close(); };
+    this.direct();
+    this.ch.postMessage({ lead: hub.id });
+    this.hello();
+  }
+  stepDown() {
+    if (!this.hub) return;
+    this.hub.close();
+    this.hub = this.lead = null;
+    this.hang?.();
+    this.hang = null;
+    this.welcomed = false;
+    this.follow();
+    this.resign?.();
+    this.resign = null;
+  }
+  /** A frozen page must not lead, as it keeps its lock and even answers (trap 4), nor stand in line to lead (trap 20). */
+  freeze() {
+    if (this.mode !== 'leader' || this.parked) return;
+    this.race?.abort();
+    this.race = null;
+    this.stepDown();
+  }
+  thaw() {
+    if (this.mode !== 'leader' || this.parked || this.hub || this.race) return; // still leading, or never frozen (trap 21)
+    this.heard = now();
+    this.campaign();
+    this.hello();
+  }
+  /** @param {any} x */
+  onChannel(x) {
+    if (x.from) { if (this.hub && x.from !== this.id && (x.to === 'hub' || x.to === this.hub.id)) this.serve(x); return; }
+    if (this.hub) return;
+    if (x.lead) { this.lead = x.lead; this.heard = now(); this.welcomed = false; return this.hello(); }
+    if (!this.lead && x.m.t === 'welcome') this.lead = x.hub;
+    if (x.hub !== this.lead) return; // a deposed leader may still talk (trap 4)
+    // A frozen one answers, but has heard nothing of the server for long (trap 4).
+    if (!(x.m.t === 'pong' && x.m.s === 'open' && x.m.age > 1.5 * (this.detail.beat || 25000))) this.heard = now();
+    this.onHub(x.m);
+  }
+  /** Only a visible follower judges: timers of others are throttled. */
+  probe() {
+    const t = now(), late = t - this.tick > 2 * T.probe;
+    this.tick = t;
+    if (this.hub || !this.visible || late) { this.heard = t; this.asked = 0; return; } // we slept, not the leader (trap 5)
+    if (t - this.heard < T.probe) this.asked = 0;
+    else if (!this.asked) { this.asked = t; this.post({ t: 'ping' }); } else if (t - this.asked > T.lease) {
+      this.asked = 0;
+      this.heard = t;
+      this.campaign(true);
+    }
+  }
+
+  // with the Hub
+
+  hello() {
+    this.welcomed = false;
+    this.a = ++this.numbers;
+    const subs = [...this.subs.values()].map(s => this.again(s));
+    this.post({ t: 'hello', v: PROTO, id: this.id, a: this.a, presence: this.presence, o: this.o, token: this.opts.token !== undefined, vis: this.visible, subs });
+  }
+  /** Where the application stands; what it has not taken comes again. @param {any} s */
+  again(s) {
+    s.n = ++this.numbers;
+    s.queue = [];
+    s.at = s.position;
+    s.done = s.told = s.passed = 0;
+    return { t: 'sub', topic: s.topic, n: s.n, pos: s.at, last: s.last, floor: s.floor };
+  }
+  /** @param {any} m */
+  onHub(m) {
+    if (m.to) { // to all at once, with a number for each
+      const mine = m.to.find((/** @type {any} */ x) => x[0] === this.id);
+      if (!mine) return;
+      m = { ...m, n: mine[1], q: mine[2] };
+    }
+    if (m.t === 'who') { if (this.welcomed) this.hello(); return; } // it has forgotten us: a worker restarted on the same port (trap 19)
+    if (m.t === 'skew') return this.fallBack(); // version skew: alone is always possible
+    if ('a' in m && m.a !== this.a) return; // trap 22
+    if ('n' in m) return this.onTopic(m);
+    switch (m.t) {
+      case 'welcome': return this.onWelcome(m);
+      case 'state': return this.set(m);
+      case 'sent': {
+        const p = this.pending.get(m.id);
+        if (!p || p.topic !== m.topic) return;
+        this.pending.delete(m.id);
+        if (m.receipt) return p.resolve(m.receipt);
+        return p.reject(new HoldfastError(m.error.code, m.error.message, { ...m.error, id: m.id, topic: m.topic }));
+      }
+      case 'ask': return this.onAsk(m);
+      case 'pong': this.heard = now(); return;
+      case 'info': return this.asks.get(m.r)?.(m.info);
+      case 'fault': this.counters.faults++; this.fault = m.message; // a throw in a worker is seen nowhere else (trap 19)
+    }
+  }
+  /** @param {any} m */
+  onWelcome(m) {
+    if (this.welcomed) return;
+    this.welcomed = true;
+    this.tries = 0;
+    this.heard = now();
+    this.env.clearTimeout(this.helloTimer);
+    if (m.hub !== this.hubId) this.counters.hubs++;
+    this.hubId = m.hub;
+    if (m.build && m.build !== BUILD && m.build > '') this.build = m.build;
+    this.hubWatch?.abort();
+    if (m.lock) {
+      this.hubWatch = new AbortController();
+      // We act in the lock's callback: timers of a hidden tab take up to a minute (trap 1).
+      watch(this.locks, m.lock, 'shared', this.hubWatch.signal, () => { this.dead = m.hub; this.welcomed = false; this.joinWorker(); });
+      this.env.clearTimeout(this.settleTimer);
+      this.settleTimer = this.env.setTimeout(async () => { // two founded at once: all go to the same one
+        const alive = await this.alive().catch(() => []);
+        if (this.hubId === m.hub && this.welcomed && alive[0] && alive[0].id !== m.hub) { this.post({ t: 'bye' }); this.joinWorker(); }
+      }, T.settle);
+    }
+    this.set(m.state);
+    for (const p of this.pending.values()) this.send(p); // again, with the same ids (trap 3)
+  }
+  /** @param {any} m */
+  async onAsk(m) {
+    const { post } = this, { token } = this.opts;
+    try {
+      const t = typeof token === 'function' ? await token({ refresh: m.refresh }) : token;
+      post({ t: 'token', r: m.r, token: t == null ? undefined : String(t) });
+    } catch (e) { post({ t: 'token', r: m.r, error: String(/** @type {any} */ (e)?.message ?? e) }); }
+  }
+  /** @param {any} m */
+  onTopic(m) {
+    const s = this.subs.get(m.topic);
+    if (s?.n !== m.n) return;
+    switch (m.t) {
+      case 'at': s.at ??= m.pos; s.position ??= m.pos; return s.live();
+      case 'ended': return this.end(s, new HoldfastError(m.code, m.message, { topic: s.topic }));
+      case 'entries':
+        if (m.prev !== s.at) { this.counters.broken++; return this.post(this.again(s)); } // nothing is lost or repeated in silence
+        s.at = m.pos;
+        m.list.forEach((/** @type {string} */ text, /** @type {number} */ i) => s.queue.push({ q: m.q - m.list.length + 1 + i, text }));
+        break;
+      case 'reset': s.at = m.base; s.queue.push({ q: m.q, reset: m }); break;
+      case 'ephemeral': s.queue.push({ text: m.s });
+    }
+    this.flow(s);
+  }
+  /** Hands over what the application takes: a reader one at a time, listeners at once. What it does not take is not acked.
+   * @param {any} s */
+  flow(s) {
+    while (s.queue.length && !s.over && (s.pull ? s.wait.length : this.live || s.out.live)) this.deliver(s);
+  }
+  /** @param {any} s */
+  deliver(s) {
+    const { q, text, reset } = s.queue.shift(), { topic } = s;
+    /** @type {any} */
+    let event = null;
+    if (reset) {
+      this.counters.resets++;
+      s.position = reset.base;
+      event = { type: 'reset', topic, reason: reset.reason, missed: reset.missed, snapshot: reset.s && value(JSON.parse(reset.s)), pos: reset.base };
+    } else {
+      const f = JSON.parse(text);
+      if (q) s.position = f.pos;
+      if ('data' in f || 'text' in f || 'bin' in f) event = q ? { type: 'message', topic, data: value(f), pos: f.pos, at: f.at ?? 0, key: f.key ?? '' } : { type: 'ephemeral', topic, data: value(f) };
+      if (event && q) this.counters.received++;
+    }
+    if (q) s.done = q; else s.passed++;
+    if (s.done - s.told >= 32 || s.passed >= EPHEMERAL / 2) this.ack(s); // at once: timers may be throttled (trap 7)
+    else this.ackTimer ??= this.env.setTimeout(() => { this.ackTimer = undefined; for (const x of this.subs.values()) this.ack(x); }, T.ack);
+    if (!event) return;
+    s.wait.shift()?.resolve({ value: event, done: false });
+    s.out.dispatchEvent(new CustomEvent(event.type, { detail: event }));
+    this.emit(event.type, event);
+  }
+  /** @param {any} s */
+  ack(s) {
+    if (s.done === s.told && !s.passed) return;
+    this.post({ t: 'ack', topic: s.topic, n: s.n, q: s.done, passed: s.passed });
+    s.told = s.done;
+    s.passed = 0;
+  }
+
+  // for the application
+
+  /** @param {string} topic @param {any} o */
+  subscribe(topic, o = {}) {
+    check('topic', topic, 255, 1);
+    if (this.closed) throw new HoldfastError('closed');
+    const old = this.subs.get(topic);
+    if (old) return old.out;
+    /** @type {any} */
+    const s = { topic, n: 0, position: o.from || this.kept[topic] || null, at: null, last: o.last, floor: o.floor, queue: [], wait: [], pull: false, over: false, error: null, done: 0, told: 0, passed: 0 };
+    s.ready = new Promise((live, failed) => { s.live = live; s.failed = failed; });
+    s.ready.catch(() => {});
+    s.out = new Subscription(this, s);
+    this.subs.set(topic, s);
+    const sub = this.again(s);
+    if (this.welcomed) this.post(sub); // else the hello has it: say it again if that is out
+    else if (this.a && !this.parked) this.post(sub);
+    return s.out;
+  }
+  /** @param {any} s @param {any} [error] */
+  end(s, error = null) {
+    if (s.over) return;
+    s.over = true;
+    s.error = error;
+    s.queue = [];
+    if (this.opts.keep && s.position) this.kept[s.topic] = s.position;
+    if (this.subs.get(s.topic) === s) this.subs.delete(s.topic);
+    if (!error) this.post({ t: 'unsub', topic: s.topic, n: s.n });
+    s.failed(error ?? new HoldfastError('closed'));
+    for (const w of s.wait.splice(0)) if (error) w.reject(error); else w.resolve({ value: undefined, done: true });
+    if (error) this.emit('error', { topic: s.topic, error });
+  }
+  /** @param {string} topic @param {any} data @param {any} o */
+  publish(topic, data, { id = `${this.id}-${rid()}`, key = '' } = {}) {
+    let s;
+    try {
+      check('topic', topic, 255, 1); check('id', id, 128, 1); check('key', key, 255, 0);
+      s = encode({ t: 'publish', id, topic, key, ...payload(data) });
+      const code = this.closed ? 'closed' : this.state === 'denied' ? 'denied' : this.pending.size >= 1024 ? 'queue_full' : '';
+      if (code) throw new HoldfastError(code, '', { outcome: 'not_stored', id, topic });
+    } catch (e) { return Promise.reject(e); }
+    const old = this.pending.get(id);
+    if (old) return old.topic === topic ? old.promise : Promise.reject(new HoldfastError('bad_input', 'this id is under way to another topic', { id, topic, field: 'id', outcome: 'not_stored' }));
+    /** @type {any} */
+    const p = { id, topic, s, born: Date.now(), sent: false };
+    p.promise = new Promise((resolve, reject) => { p.resolve = resolve; p.reject = reject; });
+    this.pending.set(id, p);
+    if (this.welcomed) this.send(p);
+    this.age();
+    return p.promise;
+  }
+  /** @param {any} p */
+  send(p) {
+    this.post({ t: 'send', id: p.id, topic: p.topic, s: p.s, born: p.born, doubt: p.sent });
+    p.sent = true;
+  }
+  /** Publishes expire: the server forgets ids after two minutes, and would then store one twice. */
+  age() {
+    this.ageTimer ??= this.env.setTimeout(() => {
+      this.ageTimer = undefined;
+      for (const p of this.pending.values()) {
+        if (Date.now() - p.born < T.age) continue;
+        this.post({ t: 'drop', id: p.id, topic: p.topic });
+        this.fail('expired', '', p);
+      }
+      if (this.pending.size) this.age();
+    }, 1000);
+  }
+  /** @param {string} code @param {string} [message] @param {any} [one] */
+  fail(code, message, one) {
+    for (const p of one ? [one] : [...this.pending.values()]) {
+      this.pending.delete(p.id);
+      p.reject(new HoldfastError(code, message, { outcome: p.sent ? 'unknown' : 'not_stored', id: p.id, topic: p.topic }));
+    }
+  }
+  async info() {
+    const r = ++this.numbers;
+    const hub = await new Promise(done => {
+      const timer = this.env.setTimeout(() => done(null), T.info);
+      this.asks.set(r, m => { this.env.clearTimeout(timer); done(m); });
+      if (this.welcomed) this.post({ t: 'info', r }); else { this.env.clearTimeout(timer); done(null); }
+    });
+    this.asks.delete(r);
+    /** @type {any} */
+    const topics = {};
+    for (const s of this.subs.values()) topics[s.topic] = { position: s.position, received: s.at, waiting: s.queue.length };
+    return { mode: this.mode, state: this.state, why: this.detail.why ?? '', tab: this.id, build: BUILD, proto: PROTO, leads: this.mode === 'leader' && !!this.hub, topics, publishing: this.pending.size, counters: { ...this.counters }, fault: this.fault, hub };
+  }
+}
+
+/** @param {string} field @param {any} s @param {number} max @param {number} min */
+function check(field, s, max, min) {
+  if (typeof s !== 'string' || /\p{Surrogate}/u.test(s) || bytes(s) > max || s.length < min) throw new HoldfastError('bad_input', `${field} has to be a string of ${min} to ${max} bytes`, { field, outcome: 'not_stored' });
+}
+
+// ---- what an application sees
+
+/**
+ * @typedef {object} Options All tabs of a user should give the same; those of the first count.
+ * @property {'auto' | 'worker' | 'leader' | 'none'} [share] how tabs share the connection: in a SharedWorker, in an elected tab,
+ *   not at all; auto is the first of these that works
+ * @property {string} [key] of the user, or the session. **Tabs with the same url and key share one connection and its
+ *   rights**: without a key that is everybody who logs in with this browser
+ * @property {string | ((how: {refresh: boolean}) => string | null | undefined | Promise<string | null | undefined>)} [token] credentials,
+ *   for when there is no cookie; a function is asked before every dial, with refresh when the last were refused
+ * @property {string[]} [topics] subscribed to from the beginning
+ * @property {Backoff} [backoff]
+ * @property {number} [ring] how many messages of each topic are kept for tabs that are slower than others (1000)
+ * @property {number} [window] how many may be on their way to a tab (256)
+ * @property {false | 'session' | 'local'} [keep] where positions are kept, so that a page goes on where it stood after a reload
+ * @property {boolean} [extendedLifetime] of the SharedWorker: a reload then needs no new connection (Chrome)
+ * @property {string | URL} [workerUrl] of this file, for bundles
+ * @property {{createScriptURL(url: any): any}} [trustedTypes] a policy
+ *
+ * @typedef {object} Message
+ * @property {'message'} type
+ * @property {string} topic
+ * @property {any} data what JSON says, or a string that was none, or a Uint8Array
+ * @property {string} pos to go on after this message
+ * @property {number} at when it was stored, in milliseconds since 1970; 0 if that is not known
+ * @property {string} key
+ *
+ * @typedef {object} Reset What follows does not follow what came before: there is no other way to miss a message.
+ * @property {'reset'} type
+ * @property {string} topic
+ * @property {string} reason with trimmed, lagging and floor messages are missing; with any other what was built from the messages
+ *   so far is void
+ * @property {number} missed how many, 0 if that is not known
+ * @property {any} snapshot takes the place of all before, if there is one; else undefined
+ * @property {string} pos
+ *
+ * @typedef {object} Ephemeral
+ * @property {'ephemeral'} type
+ * @property {string} topic
+ * @property {any} data
+ *
+ * @typedef {Message | Reset | Ephemeral} Event
+ *
+ * @typedef {object} Receipt
+ * @property {'committed' | 'duplicate' | 'queued'} outcome
+ * @property {string} [pos] where it is stored; not if queued
+ * @property {string} id
+ *
+ * @typedef {'connecting' | 'open' | 'waiting' | 'denied' | 'closed'} State denied: the server does not want us; reauth and
+ *   reconnect try once more
+ */
+
+/** Knows when somebody listens for messages: before that they are not taken. */
+class Listened extends EventTarget {
+  live = false;
+  /** @param {string} type @param {any} listener @param {any} [options] */
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, listener, options);
+    if (['message', 'reset', 'ephemeral'].includes(type)) { this.live = true; queueMicrotask(() => this.listened()); }
+  }
+  /** @protected */
+  listened() {}
+}
+
+/**
+ * The reading of a topic: read it with `for await`, or listen to `message`, `reset` and `ephemeral`, whose detail is the
+ * event, here or at the Connection. Until one of these is done a window of messages is held, and none is lost. Only one
+ * loop reads; to leave it ends the subscription.
+ */
+export class Subscription extends Listened {
+  #tab; #s;
+  /** @param {any} tab @param {any} s */
+  constructor(tab, s) { super(); this.#tab = tab; this.#s = s; }
+  /** @type {string} */
+  get topic() { return this.#s.topic; }
+  /** After which event the application stands: give it as `from` to go on there. Null until that is known. @type {string | null} */
+  get position() { return this.#s.position; }
+  /** Resolves when nothing that is published from then on is missed. @type {Promise<void>} */
+  get ready() { return this.#s.ready; }
+  /** @protected */
+  listened() { this.#tab.flow(this.#s); }
+  close() { this.#tab.end(this.#s); }
+  [Symbol.dispose]() { this.close(); }
+  /** @returns {AsyncIterableIterator<Event>} */
+  [Symbol.asyncIterator]() {
+    const tab = this.#tab, s = this.#s;
+    s.pull = true;
+    return {
+      next: () => new Promise((resolve, reject) => {
+        if (s.over) return s.error ? reject(s.error) : resolve({ value: undefined, done: true });
+        s.wait.push({ resolve, reject });
+        tab.flow(s);
+      }),
+      return: async () => { this.close(); return { value: undefined, done: true }; },
+      [Symbol.asyncIterator]() { return this; },
+    };
+  }
+}
+
+/**
+ * Events, with what they are about in `detail`: `message`, `reset` and `ephemeral` of all subscriptions, `state`
+ * ({state, in, why, code, mode, hub}), `update` (a page of another, newer build of this file was opened), `error` ({topic,
+ * error}: a subscription has ended).
+ */
+export class Connection extends Listened {
+  #tab;
+  /** @param {string | URL} url @param {Options} [options] @param {any} [env] for tests */
+  constructor(url, options = {}, env = globalThis) {
+    super();
+    this.#tab = new Tab(String(url), options, env, (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail })));
+    for (const topic of options.topics ?? []) this.subscribe(topic);
+  }
+  /** @protected */
+  listened() { this.#tab.live = true; for (const s of [...this.#tab.subs.values()]) this.#tab.flow(s); }
+  /** open: the server has welcomed us. @type {State} */
+  get state() { return /** @type {State} */ (this.#tab.state); }
+  /** Without from and last, from now on; with `keep`, from where the page stood. A topic that is subscribed to already: the
+   * same Subscription. @param {string} topic
+   * @param {{from?: string | null, last?: number, floor?: string}} [options] from: a position; last: how many of the newest to
+   *   begin with; floor: a position up to which nothing is wanted (heeded if all tabs give the same)
+   * @returns {Subscription} */
+  subscribe(topic, options) { return this.#tab.subscribe(topic, options); }
+  /** @param {string} topic */
+  unsubscribe(topic) { this.#tab.subs.get(topic)?.out.close(); }
+  /** Resolves when the server has it, however many connections, workers and leaders that takes, and it is stored once. Rejects
+   * with a HoldfastError after a minute, or when the server refuses. @param {string} topic
+   * @param {any} data a JSON value, or a Uint8Array @param {{id?: string, key?: string}} [options] @returns {Promise<Receipt>} */
+  publish(topic, data, options) { return this.#tab.publish(topic, data, options); }
+  /** To those who are there now; it may get lost. @param {string} topic @param {any} data */
+  ephemeral(topic, data) {
+    check('topic', topic, 255, 1);
+    this.#tab.post({ t: 'ephemeral', s: encode({ t: 'ephemeral', topic, ...payload(data) }) });
+  }
+  /** Asks for a new token and shows it to the server, before the old one expires or after. */
+  reauth() { this.#tab.post({ t: 'reauth' }); }
+  /** Dials anew, for all tabs. */
+  reconnect() { this.#tab.post({ t: 'reconnect' }); }
+  /** For people and support: mode, state, why it was dropped last, tabs, cursors, counters. @returns {Promise<any>} */
+  info() { return this.#tab.info(); }
+  /** Publishes that are not answered fail. */
+  close() { this.#tab.close(); }
+  [Symbol.dispose]() { this.close(); }
+}
+
+/**
+ * @param {string | URL} url of the gateway: ws, wss, http, https or relative to the page
+ * @param {Options} [options]
+ * @returns {Connection}
+ */
+export function connect(url, options) { return new Connection(url, options); }
+
+/** For this package's tests. @type {any} */
+export const internal = { Fan, Link, Hub, Loop, Tab, T, PROTO, decode, encode, payload, value, identity, hold, watch, serveWorker, clock: (/** @type {() => number} */ f) => { now = f; } };
+
+// ---- the worker
+
+/** @param {any} scope a SharedWorkerGlobalScope */
+function serveWorker(scope) {
+  const hub = new Hub(scope), { locks } = scope.navigator ?? {};
+  const lock = `hf:hub:${BUILD}|${scope.name}#${hub.id}`;
+  const held = locks && hold(locks, lock).catch(() => null);
+  scope.onconnect = async (/** @type {any} */ e) => {
+    const port = e.ports[0], raw = (/** @type {any} */ m) => port.postMessage(m);
+    const ours = await held; // nothing is answered before: it would be taken for dead (trap 1)
+    /** @type {string | undefined} */
+    let tab;
+    port.onmessage = (/** @type {any} */ { data: m }) => {
+      try {
+        if (m.t === 'hello') { tab = m.id; hub.attach(m, raw, ours ? lock : undefined); } else if (!(tab && hub.recv(tab, m)) && m.t !== 'bye') raw({ t: 'who' }); // trap 19
+      } catch (x) { raw({ t: 'fault', message: String(x) }); } // trap 19
+    };
+    raw({ t: 'who' }); // perhaps it is a port from before a restart (trap 19)
+  };
+}
+
+// In a bundle this runs in whatever worker the application has: only ours is ours (trap 25). What it may connect to says
+// the response that it came with, not the page (trap 16): see the Go handler, which also says how long it is kept (trap 24).
+const scope = /** @type {any} */ (globalThis);
+if (scope.SharedWorkerGlobalScope && scope instanceof scope.SharedWorkerGlobalScope && scope.name.startsWith(PREFIX)) serveWorker(scope);
