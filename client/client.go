@@ -227,7 +227,7 @@ func (c *Client) serve(s *Session) bool {
 		if s.phase != wanted {
 			s.due = time.Time{}
 		}
-		s.phase, s.ref, s.gap = wanted, 0, false
+		s.phase, s.ref = wanted, 0
 		c.wants = append(c.wants, s)
 	}
 	slices.SortFunc(c.wants, func(a, b *Subscription) int { return int(int64(a.number - b.number)) })

@@ -94,7 +94,6 @@ type Subscription struct {
 	ref      uint64          // of the subscribe that counts; 0 if there is none in this session
 	pos      replay.Position // what comes follows this; zero until that is known
 	base     replay.Position // the first pos, if the server has chosen it
-	gap      bool            // a reset has to come before any entry
 	due      time.Time       // phase wanted: not before
 	pace     backoff.Loop
 	queue    []Event // received and not yet handed over
@@ -350,7 +349,7 @@ func (s *Subscription) confirm() {
 
 // want has the writer subscribe, not before a time. The lock is held.
 func (c *Client) want(s *Subscription, due time.Time) {
-	s.phase, s.ref, s.gap, s.due = wanted, 0, false, due
+	s.phase, s.ref, s.due = wanted, 0, due
 	c.wants = append(c.wants, s)
 	c.wakeWriter()
 }
@@ -438,7 +437,7 @@ func (c *Client) onSubscribed(f *wire.Frame) {
 		return
 	}
 	s.phase = following
-	if s.gap = f.Base.IsZero(); !s.gap && s.pos.IsZero() {
+	if s.pos.IsZero() {
 		s.pos, s.base = f.Base, f.Base
 	}
 	s.confirm()
@@ -469,7 +468,7 @@ func (c *Client) onReset(f *wire.Frame) {
 		return
 	}
 	c.stats.Resets++
-	s.gap, s.pos = false, f.Base
+	s.pos = f.Base
 }
 
 // onEntries is what entries do. The lock is held.
@@ -478,7 +477,7 @@ func (c *Client) onEntries(f *wire.Frame) {
 	if s == nil {
 		return
 	}
-	if s.gap || f.Prev != s.pos {
+	if f.Prev != s.pos || s.pos.IsZero() {
 		c.repair(s)
 		return
 	}

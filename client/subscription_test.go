@@ -215,7 +215,7 @@ func TestASubscribedElsewhereIsAskedForAgain(t *testing.T) {
 			f := p.expect(wire.Subscribe)
 			p.send(subscribed(f, at(4)))
 			f = p.expect(wire.Subscribe)
-			p.send(subscribed(f, replay.Position{}), entries("a", 4, 4)) // instead of a reset
+			p.send(subscribed(f, replay.Position{}), entries("a", 5, 5)) // instead of a reset
 			f = p.expect(wire.Subscribe)
 			p.send(subscribed(f, at(3)), entries("a", 4, 4))
 			p.drain()

@@ -23,7 +23,7 @@ func TestPathFindsPlantedBugs(t *testing.T) {
 	)
 	mutant.Run(t, "^TestPath($|That)", []mutant.Mutant{
 		{Why: "the client does not look at prev", File: subscription,
-			Old: "if s.gap || f.Prev != s.pos {", New: "if s.gap {"},
+			Old: "if f.Prev != s.pos || s.pos.IsZero() {", New: "if s.pos.IsZero() {"},
 		{Why: "the client resumes from the newest messages", File: subscription,
 			Old: "	if s.pos.IsZero() {\n		f.Last", New: "	if s.base != s.pos || s.pos.IsZero() {\n		f.Last"},
 		{Why: "the client saves the position of what it has received", File: subscription,
