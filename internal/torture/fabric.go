@@ -174,7 +174,7 @@ func (f *VirtualFabric) Fault(rnd *rand.Rand, note func(string)) {
 		}
 	case pick < 88:
 		s := f.settings
-		s.Latency = d / 20
+		s.Latency = d / 40
 		during("slow connections", s)
 	case pick < 94:
 		s := f.settings

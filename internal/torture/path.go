@@ -583,7 +583,7 @@ func (u *user) connect() {
 		Hello: max(time.Second, s.factor(5*time.Second)),
 	}
 	if u.i%2 == 0 {
-		o.BufferMessages = 8 << (u.i % 4)
+		o.BufferMessages = 16 << (u.i % 4)
 	}
 	o.OnState = func(state client.State) {
 		u.mu.Lock()
