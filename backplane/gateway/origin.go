@@ -43,7 +43,7 @@ func parseOrigin(s string, pattern bool) (o origin, err error) {
 			return o, fmt.Errorf("is not of the form scheme://host, scheme://host:port or scheme://*.host")
 		case strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }):
 			return o, fmt.Errorf("is not as browsers send it, which is in Punycode: xn--…")
-		case o.below && (!strings.Contains(u.Hostname(), ".") && u.Hostname() != "localhost" || strings.Contains(host, "[")):
+		case o.below && (!strings.Contains(strings.TrimSuffix(u.Hostname(), "."), ".") && u.Hostname() != "localhost" || strings.Contains(host, "[")):
 			return o, fmt.Errorf("would let in everybody below %q", host)
 		}
 	}

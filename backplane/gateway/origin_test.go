@@ -122,6 +122,8 @@ func TestPatternsThatMeanTooMuch(t *testing.T) {
 		"https://a.*.example.com", "https://example.*", "https://example.com/", "https://example.com/path", "https://a@example.com",
 		"https://example.com?x", "https://example.com#x", "https://.example.com", "https://*..example.com", "https://example.com:x",
 		"://example.com", "*://example.com", "https://exa mple.com", "https://example.com\n", "https://[::1", "https:// ",
+		"https://*.com", "https://*.com.", "https://*.localhost.", "wss://example.com", "https://example.com:65536", "https://exämple.com", "https://*.[::1]",
+		"https://example.com,https://other.example", "https://example.com:",
 	} {
 		_, err := New(newHub(t), &Options{Authorize: allowAll, Origins: []string{"https://ok.example", pattern}})
 		if bad, ok := err.(*OptionError); !ok || bad.Field != "Origins" {
