@@ -786,7 +786,8 @@ func TestAPingFlood(t *testing.T) {
 
 func TestPongsThatNobodyAskedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := startWith(t, setup{})
+		trace, ended := ends("flood")
+		r := startWith(t, setup{Options: Options{Trace: trace}})
 		defer r.bystander(0)()
 		s := r.welcome("")
 		s.silent = true
@@ -801,7 +802,7 @@ func TestPongsThatNobodyAskedFor(t *testing.T) {
 		if d := time.Since(begin); d < 10*time.Second || d > 36*time.Second {
 			t.Errorf("found dead after %v", d)
 		}
-		flood := r.welcome("")
+		flood := r.welcome("flood")
 		before := heap()
 		for range 30 {
 			if _, err := flood.conn.Write(bytes.Repeat(pong, 1000)); err != nil {
@@ -811,6 +812,10 @@ func TestPongsThatNobodyAskedFor(t *testing.T) {
 		time.Sleep(time.Second)
 		if after := heap(); after > before+1<<20 {
 			t.Errorf("%d bytes more", after-before)
+		}
+		flood.end()
+		if err := <-ended; !strings.Contains(err.Error(), string(heartbeat.PingFlood)) {
+			t.Error(err)
 		}
 	})
 }

@@ -259,6 +259,32 @@ func TestAWriteThatGetsNowhereTimesOut(t *testing.T) {
 	})
 }
 
+func TestAWriteThatGetsOnGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, secure := range []bool{false, true} {
+			a, b := net.Pipe()
+			n := &netConn{Conn: a, timeout: 4 * time.Second, secure: secure, turn: make(chan struct{}, 1)}
+			ended := false
+			go func() {
+				for one := make([]byte, 1); !ended; {
+					time.Sleep(3 * time.Second)
+					b.Read(one)
+				}
+			}()
+			begin := time.Now()
+			k, err := n.Write(make([]byte, 20))
+			// TLS cannot go on with a record of which a part was written.
+			if d := time.Since(begin); secure && (!isTimeout(err) || d != 4*time.Second) || !secure && (err != nil || k != 20 || d != time.Minute) {
+				t.Errorf("secure %v: %d, %v after %v", secure, k, err, d)
+			}
+			ended = true
+			a.Close()
+			b.Close()
+			time.Sleep(5 * time.Second)
+		}
+	})
+}
+
 // compressed returns a connection that has negotiated compression.
 func (r *rig) compressed() *websocket.Conn {
 	r.t.Helper()

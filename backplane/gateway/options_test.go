@@ -100,6 +100,7 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		"Limits.Incoming":   {Limits: Limits{Incoming: -1}},
 		"Limits.Write":      {Limits: Limits{Write: -1}},
 		"Limits.Authorize":  {Limits: Limits{Authorize: -1}},
+		"Heartbeat.OnDead":  {Heartbeat: heartbeat.Config{OnDead: func(*heartbeat.Peer, heartbeat.Verdict) {}}},
 		"Heartbeat.timeout": {Heartbeat: heartbeat.Config{Interval: 10 * time.Second, Timeout: 9 * time.Second}},
 	} {
 		if field != "Authorize" {
@@ -109,7 +110,7 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		var bad *OptionError
 		var config *heartbeat.ConfigError
 		switch {
-		case strings.HasPrefix(field, "Heartbeat"):
+		case field == "Heartbeat.timeout":
 			if !errors.As(err, &config) {
 				t.Errorf("%s: %v", field, err)
 			}
