@@ -45,7 +45,7 @@ func TestPathFindsPlantedBugs(t *testing.T) {
 		{Why: "the client has no heartbeat", File: redial,
 			Old: "		s.peer.Watch(watched{s})\n", New: ""},
 		{Why: "the gateway answers with another base than where it goes on", File: subscribe,
-			Old: "			answer.Base = p\n			for _, other", New: "			answer.Base = answer.Head\n			for _, other"},
+			Old: "answer.Base = o.After\n", New: "answer.Base = answer.Head\n"},
 		{Why: "the gateway loses what there is when a subscription is made", File: subscribe,
 			Old: "	backplane.Arm(g.poller, live) // entries", New: "	var b backplane.Batch\n	live.Read(&b, budget)\n	backplane.Arm(g.poller, live) // entries"},
 		{Why: "the gateway lets everybody resume", File: subscribe,
