@@ -1146,8 +1146,9 @@ class Tab {
     if (x.lead) { this.lead = x.lead; this.heard = now(); this.welcomed = false; return this.hello(); }
     if (!this.lead && x.m.t === 'welcome') this.lead = x.hub;
     if (x.hub !== this.lead) return; // a deposed leader may still talk (trap 4)
-    // A frozen one answers, but has heard nothing of the server for long (trap 4).
-    if (!(x.m.t === 'pong' && x.m.s === 'open' && x.m.age > 1.5 * (this.detail.beat || 25000))) this.heard = now();
+    // A frozen one answers all it is asked, but has heard nothing of the server for long (trap 4).
+    const { t, s, age } = x.m;
+    if (t === 'welcome' || t === 'entries' || t === 'pong' && !(s === 'open' && age > 1.5 * (this.detail.beat || 25000))) this.heard = now();
     this.onHub(x.m);
   }
   /** Only a visible follower judges: timers of others are throttled. */
@@ -1156,7 +1157,7 @@ class Tab {
     this.tick = t;
     if (this.hub || !this.visible || late) { this.heard = t; this.asked = 0; return; } // we slept, not the leader (trap 5)
     if (t - this.heard < T.probe) this.asked = 0;
-    else if (!this.asked) { this.asked = t; this.post({ t: 'ping' }); } else if (t - this.asked > T.lease) {
+    else if (!this.asked) { this.asked = t; this.post({ t: 'ping' }); } else if (t - this.asked > T.lease * (1 + Math.random())) { // not two at a time
       this.asked = 0;
       this.heard = t;
       this.campaign(true);

@@ -144,16 +144,15 @@ export class Page extends Agent {
 
 /** What comes to a port is a task of the agent that has it. */
 function wrap(port, agent) {
-  const post = port.postMessage.bind(port);
+  const post = MessagePort.prototype.postMessage.bind(port);
   port.postMessage = m => { if (!agent.dead) post(m); };
   let f;
   Object.defineProperty(port, 'onmessage', {
+    configurable: true,
     get: () => f,
     set: g => { f = g; port.removeAllListeners?.('message'); port.on('message', data => agent.run(() => f({ data }))); port.unref(); },
   });
 }
-
-class SharedWorkerGlobalScope {}
 
 export class World {
   locks = new Locks(); workers = new Map(); name = `world${++ids}|`; hung = new Set(); pages = []; blocked = null;
@@ -163,17 +162,29 @@ export class World {
     if (this.blocked) return void setImmediate(() => this.blocked && handle.onerror?.(new Event('error')));
     const key = url + ' ' + name;
     if (this.hung.has(key)) return; // as Firefox: nothing, ever
-    let w = this.workers.get(key);
-    if (!w) {
-      w = new Agent(this, { locks: this.pages[0].navigator.locks !== undefined });
-      Object.assign(w, { name, SharedWorkerGlobalScope, ports: [] });
-      this.workers.set(key, w);
-      this.started = (this.started ?? 0) + 1;
-      internal.serveWorker(w);
-    }
+    const w = this.workers.get(key) ?? this.start(key, name);
+    this.link(w, port);
+  }
+  link(w, port) {
     wrap(port, w);
     w.ports.push(port);
     setImmediate(() => w.run(() => w.onconnect({ ports: [port] })));
+  }
+  start(key, name) {
+    const w = new Agent(this, { locks: this.pages[0].navigator.locks !== undefined });
+    Object.assign(w, { name, ports: [] });
+    this.workers.set(key, w);
+    this.started = (this.started ?? 0) + 1;
+    internal.serveWorker(w);
+    return w;
+  }
+  /** As WebKit may do: another worker has the same ports, and knows nothing. */
+  restartWorker() {
+    for (const [key, old] of [...this.workers]) {
+      const w = this.start(key, old.name);
+      old.kill();
+      for (const p of old.ports) { p.removeAllListeners('message'); this.link(w, p); }
+    }
   }
   get worker() { return [...this.workers.values()][0]; }
   /** Kills the process of the workers; hang: their names are of no use any more. */
