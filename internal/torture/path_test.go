@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	pathSeeds  = flag.Int("path.seeds", 40, "how many seeds of the whole path to simulate")
+	pathSeeds  = flag.Int("path.seeds", 30, "how many seeds of the whole path to simulate")
 	pathLength = flag.Duration("path.length", 45*time.Second, "virtual time of each, with faults")
 )
 
