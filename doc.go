@@ -23,9 +23,13 @@
 //   - [github.com/holdfast-ws/holdfast/replay]: the newest messages of a topic,
 //     numbered, and a cursor for each reader. A reader gets each message once, in
 //     order, without a gap, across its absences; or it is told what it missed.
+//   - [github.com/holdfast-ws/holdfast/backplane/gateway]: an http.Handler that serves
+//     a hub to WebSocket clients. Nothing is allowed until the application says so.
 //   - [github.com/holdfast-ws/holdfast/heartbeat]: finds and drops connections
 //     whose peer is gone, within a stated time, and blames no peer for our own
 //     pauses.
+//   - [github.com/holdfast-ws/holdfast/client]: a connection that comes back. To a
+//     gateway it resumes: each message once, or a Reset; each publish stored once.
 //   - [github.com/holdfast-ws/holdfast/backoff]: how long to wait before dialling
 //     again. Whatever the fields and however long the outage, no delay is
 //     negative or above its cap, and clients do not fall into step.

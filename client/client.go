@@ -7,16 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
 
-	"github.com/holdfast-ws/holdfast/heartbeat"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 )
 
@@ -127,8 +124,7 @@ func New(url string, opts *Options) (*Client, error) {
 		changed: make(chan struct{}), flushed: make(chan struct{}), prefix: newPrefix(),
 		subs: map[string]*Subscription{}, leaving: map[string]struct{}{}, held: map[string]*delay{},
 	}
-	c.markCallbacks(&o.SessionOptions)
-	if c.loop, err = newSessions(url, &o.SessionOptions); err != nil {
+	if c.loop, err = newSessions(url, &o); err != nil {
 		return nil, err
 	}
 	c.loop.nudge, c.loop.needReady = c.nudge, true
@@ -555,16 +551,9 @@ func (c *Client) Reconnect() {
 // it does after ctx is done takes no time: the server is not waited for. It may be called
 // again, and by several goroutines.
 //
-// From within a callback of the Options it does not wait for anything, gives up what is
-// left, and returns nil, because what it would wait for includes the callback.
+// Do not call it from within a callback of the Options: it would wait for that to return.
+// There, start a goroutine for it.
 func (c *Client) Close(ctx context.Context) error {
-	if inCallback() {
-		c.mu.Lock()
-		c.setState(Closing)
-		c.mu.Unlock()
-		c.cancel(ErrClosed)
-		return nil
-	}
 	c.mu.Lock()
 	if c.state < Closing {
 		c.setState(Closing)
@@ -601,41 +590,6 @@ func (c *Client) Close(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	return nil
-}
-
-// callback calls something of the application's.
-//
-//go:noinline
-func (c *Client) callback(f func()) { f() }
-
-// markCallbacks has the callbacks found by inCallback that run neither below callback nor
-// below run.
-func (c *Client) markCallbacks(o *SessionOptions) {
-	if dead := o.Heartbeat.OnDead; dead != nil {
-		o.Heartbeat.OnDead = func(p *heartbeat.Peer, v heartbeat.Verdict) { c.callback(func() { dead(p, v) }) }
-	}
-	if wake := o.Heartbeat.OnWake; wake != nil {
-		o.Heartbeat.OnWake = func(away time.Duration) { c.callback(func() { wake(away) }) }
-	}
-}
-
-// inCallback reports whether the caller was called, however indirectly, by a client.
-func inCallback() bool {
-	pcs := make([]uintptr, 64)
-	for skip := 2; ; skip += len(pcs) {
-		n := runtime.Callers(skip, pcs)
-		frames := runtime.CallersFrames(pcs[:n])
-		for more := n > 0; more; {
-			var f runtime.Frame
-			f, more = frames.Next()
-			if strings.HasSuffix(f.Function, "/client.(*Client).callback") || strings.HasSuffix(f.Function, "/client.(*Client).run") {
-				return true
-			}
-		}
-		if n < len(pcs) {
-			return false
-		}
-	}
 }
 
 func (c *Client) log(level slog.Level, message string, attrs ...slog.Attr) {

@@ -15,7 +15,7 @@ const (
 	// Retry: connect again, after a delay.
 	Retry Verdict = iota
 	// Refresh: connect again, after a delay, with new credentials. Once: if these are
-	// refused as well, or if there is no [SessionOptions.Prepare] that could get them, it is
+	// refused as well, or if there is no [Options.Prepare] that could get them, it is
 	// the same as Final.
 	Refresh
 	// Final: end the loop; the error is the last one.
@@ -43,7 +43,7 @@ const (
 	closeVersion      = 4406
 )
 
-// Decide is what [Sessions] does about errors unless [SessionOptions.Decide] is set. The
+// Decide is what [Sessions] does about errors unless [Options.Decide] is set. The
 // rule behind it: final is only what the other side has said on purpose and would say
 // again. A client that gives up is noticed by its user, one that tries in vain every half
 // a minute by nobody.
@@ -69,7 +69,7 @@ const (
 //	1000, 1001                          Retry: proxies say so, too, at every deploy
 //	1002, 1003, 1007, 1008, 1010        Final: the two do not understand each other
 //	1009                                Final: our message was too big, and would be again
-//	websocket.ErrMessageTooBig          Final: theirs was, see SessionOptions.ReadLimit
+//	websocket.ErrMessageTooBig          Final: theirs was, see Options.ReadLimit
 //	4400, 4403, 4406                    Final: bad request, forbidden, no common version
 //	4401                                Refresh
 //	all other codes                     Retry

@@ -80,13 +80,13 @@ func TestWhatPrepareLeavesIsChecked(t *testing.T) {
 }
 
 func TestBadOptionsAreFinalBeforeAnythingIsDone(t *testing.T) {
-	never := &SessionOptions{Prepare: func(context.Context, *Dial) error { t.Error("Prepare was called"); return nil }}
-	with := func(f func(*SessionOptions)) *SessionOptions { o := *never; f(&o); return &o }
+	never := &Options{Prepare: func(context.Context, *Dial) error { t.Error("Prepare was called"); return nil }}
+	with := func(f func(*Options)) *Options { o := *never; f(&o); return &o }
 	const good = "wss://server.test/"
 	for _, tt := range []struct {
 		field string
 		url   string
-		o     *SessionOptions
+		o     *Options
 	}{
 		{"url", "", never},
 		{"url", "server.test", never},
@@ -98,12 +98,20 @@ func TestBadOptionsAreFinalBeforeAnythingIsDone(t *testing.T) {
 		{"url", "ws://user:SEC%RET@server.test", never},
 		{"url", "ws://server.test:SECRET/", never},
 		{"url", "ws://server.test/\x00SECRET", never},
-		{"URLs[0]", good, with(func(o *SessionOptions) { o.URLs = []string{"SECRET"} })},
-		{"URLs[1]", good, with(func(o *SessionOptions) { o.URLs = []string{good, "ws://"} })},
-		{"DialTimeout", good, with(func(o *SessionOptions) { o.DialTimeout = -1 })},
-		{"Heartbeat.Interval", good, with(func(o *SessionOptions) { o.Heartbeat.Interval = time.Millisecond })},
-		{"Heartbeat.Timeout", good, with(func(o *SessionOptions) { o.Heartbeat.Timeout = -1 })},
-		{"Heartbeat.MaxAge", good, with(func(o *SessionOptions) { o.Heartbeat.MaxAge = -1 })},
+		{"URLs[0]", good, with(func(o *Options) { o.URLs = []string{"SECRET"} })},
+		{"URLs[1]", good, with(func(o *Options) { o.URLs = []string{good, "ws://"} })},
+		{"DialTimeout", good, with(func(o *Options) { o.DialTimeout = -1 })},
+		{"QueueMessages", good, with(func(o *Options) { o.QueueMessages = 1 })},
+		{"QueueBytes", good, with(func(o *Options) { o.QueueBytes = 1 })},
+		{"Full", good, with(func(o *Options) { o.Full = Reject })},
+		{"Age", good, with(func(o *Options) { o.Age = 1 })},
+		{"BufferMessages", good, with(func(o *Options) { o.BufferMessages = 1 })},
+		{"BufferBytes", good, with(func(o *Options) { o.BufferBytes = 1 })},
+		{"Hello", good, with(func(o *Options) { o.Hello = 1 })},
+		{"OnState", good, with(func(o *Options) { o.OnState = func(State) {} })},
+		{"Heartbeat.Interval", good, with(func(o *Options) { o.Heartbeat.Interval = time.Millisecond })},
+		{"Heartbeat.Timeout", good, with(func(o *Options) { o.Heartbeat.Timeout = -1 })},
+		{"Heartbeat.MaxAge", good, with(func(o *Options) { o.Heartbeat.MaxAge = -1 })},
 	} {
 		_, errs := loop(t.Context(), tt.url, tt.o)
 		var option *OptionError
@@ -126,7 +134,7 @@ func TestOptionsAreCopied(t *testing.T) {
 		seq := Sessions(t.Context(), "ws://server.test", o)
 		o.URLs[0], o.Subprotocols[0] = "ws://wrong.test", "wrong"
 		*o.HTTPClient = http.Client{}
-		*o = SessionOptions{}
+		*o = Options{}
 		n := 0
 		for range 2 { // and it can be ranged over again
 			for s, err := range seq {
@@ -183,7 +191,7 @@ func TestTheDialTimeoutGrowsWithTheBackoff(t *testing.T) {
 			defer network.Close()
 			var start time.Time
 			var got []time.Duration
-			o := &SessionOptions{
+			o := &Options{
 				HTTPClient:  &http.Client{Transport: &http.Transport{DialContext: network.DialContext}},
 				DialTimeout: tt.timeout, Backoff: tt.policy,
 				Trace: &Trace{DialStart: func(string, int) { start = time.Now() }},
@@ -207,7 +215,7 @@ func TestTheDialTimeoutGrowsWithTheBackoff(t *testing.T) {
 // Prepare has part in the timeout.
 func TestPrepareIsBoundedAsADialIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := &SessionOptions{Prepare: func(ctx context.Context, _ *Dial) error { <-ctx.Done(); return errors.New("too late") }}
+		o := &Options{Prepare: func(ctx context.Context, _ *Dial) error { <-ctx.Done(); return errors.New("too late") }}
 		start := time.Now()
 		for _, err := range Sessions(t.Context(), "ws://server.test", o) {
 			if d := time.Since(start); d != DefaultDialTimeout || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "prepare: no answer in time") {
@@ -383,25 +391,25 @@ func TestSecretsAreToldToNobody(t *testing.T) {
 	tests := []struct {
 		name    string
 		handler func(int, http.ResponseWriter, *http.Request)
-		change  func(*rig, *SessionOptions)
+		change  func(*rig, *Options)
 		want    string // in an error or a log
 	}{
 		{"success", drop, nil, "connected"},
 		{"not found", answer(404), nil, "404 Not Found"},
 		{"busy", answer(503, "Retry-After", "5"), nil, "503 Service Unavailable"},
-		{"refused", nil, func(r *rig, _ *SessionOptions) { r.network.Set(memnet.Settings{Refuse: true}) }, "connection refused"},
-		{"no answer", nil, func(r *rig, _ *SessionOptions) { r.network.Set(memnet.Settings{Swallow: true}) }, "no answer in time"},
+		{"refused", nil, func(r *rig, _ *Options) { r.network.Set(memnet.Settings{Refuse: true}) }, "connection refused"},
+		{"no answer", nil, func(r *rig, _ *Options) { r.network.Set(memnet.Settings{Swallow: true}) }, "no answer in time"},
 		{"garbage", hijack("what?\r\n\r\n"), nil, "malformed HTTP"},
 		{"nothing", hijack(""), nil, "EOF"},
 		{"no upgrade", hijack("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n"), nil, "does not contain"},
 		{"redirect", answer(302, "Location", "http://evil.test/?a="+secret), nil, "redirect refused"},
 		{"bad redirect", answer(302, "Location", "http://%zz/?a="+secret), nil, "redirect refused"},
-		{"token service", nil, func(r *rig, o *SessionOptions) {
+		{"token service", nil, func(r *rig, o *Options) {
 			o.Prepare = func(context.Context, *Dial) error {
 				return fmt.Errorf("token: %w", &url.Error{Op: "Get", URL: "https://id.test/?key=" + key, Err: syscall.ECONNREFUSED})
 			}
 		}, "https://id.test/"},
-		{"a transport that talks", nil, func(_ *rig, o *SessionOptions) {
+		{"a transport that talks", nil, func(_ *rig, o *Options) {
 			o.HTTPClient = &http.Client{Transport: talkative{}}
 		}, "cannot send"},
 		{"goodbye", closeWith(1001, "bye"), nil, "bye"},
@@ -535,16 +543,16 @@ func TestOnRealSockets(t *testing.T) {
 	for _, kind := range []string{"http", "http with a client", "https", "https with h2"} {
 		server := httptest.NewUnstartedServer(handler)
 		server.Config.ErrorLog = quiet
-		var o *SessionOptions
+		var o *Options
 		if !strings.HasPrefix(kind, "https") {
 			server.Start()
 			if kind != "http" {
-				o = &SessionOptions{HTTPClient: &http.Client{}}
+				o = &Options{HTTPClient: &http.Client{}}
 			}
 		} else {
 			server.EnableHTTP2 = kind == "https with h2"
 			server.StartTLS()
-			o = &SessionOptions{HTTPClient: server.Client()}
+			o = &Options{HTTPClient: server.Client()}
 		}
 		for s, err := range Sessions(t.Context(), server.URL, o) {
 			if err != nil {
@@ -612,8 +620,8 @@ type roundTripper func(*http.Request) (*http.Response, error)
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 // cities is a network of several servers, by host name.
-func cities(rigs map[string]*rig) *SessionOptions {
-	return &SessionOptions{HTTPClient: &http.Client{Transport: &http.Transport{
+func cities(rigs map[string]*rig) *Options {
+	return &Options{HTTPClient: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			host, _, err := net.SplitHostPort(address)
 			if err != nil {
@@ -669,7 +677,7 @@ func TestAllServersAreTriedBeforeAWait(t *testing.T) {
 // Without a token it is no use to try another server: there is a wait after each attempt.
 func TestTheTokenServiceIsNotAskedForEachServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := &SessionOptions{
+		o := &Options{
 			URLs:    []string{"ws://b", "ws://c"},
 			Backoff: backoff.Policy{Fixed: 1},
 			Prepare: func(context.Context, *Dial) error { return errors.New("away") },

@@ -75,7 +75,7 @@
 // dialled at all). What the server asks for, by Retry-After or by [Session.Hint], is
 // obeyed, spread and clamped.
 //
-// URL, headers and token are asked for before every dial, see [SessionOptions.Prepare].
+// URL, headers and token are asked for before every dial, see [Options.Prepare].
 // Credentials are not sent anywhere else: redirects to another host, or from TLS to no
 // TLS, are refused. Errors of this package, its logs and traces show no query, no user
 // information and no token. What a server has said is on one line in them, and cut: its
@@ -86,7 +86,7 @@
 //
 // # Which errors are final
 //
-// [Decide] says it, in a table, and [SessionOptions.Decide] may say otherwise.
+// [Decide] says it, in a table, and [Options.Decide] may say otherwise.
 //
 // # Contexts
 //

@@ -17,7 +17,7 @@ import (
 )
 
 // An OptionError says what cannot be used of the arguments of a constructor, or of what
-// [SessionOptions.Prepare] has put into a [Dial]. It is found before anything is dialled,
+// [Options.Prepare] has put into a [Dial]. It is found before anything is dialled,
 // and is final. What the field held is not repeated: it may be a secret.
 type OptionError struct {
 	Field  string // for example "url", "URLs[1]" or "Heartbeat.Interval"
@@ -29,7 +29,7 @@ func (e *OptionError) Error() string { return "client: " + e.Field + " " + e.Rea
 // A DialError says that an attempt to connect has failed. [Sessions] tries again, after
 // Wait, unless Final is set.
 //
-// errors.Is and errors.As see through it, to errors of [SessionOptions.Prepare] and of the
+// errors.Is and errors.As see through it, to errors of [Options.Prepare] and of the
 // network. Its text is one line without secrets: of the URL it has no query and no user
 // information. Err is without the URL, too, but otherwise what others have written.
 type DialError struct {

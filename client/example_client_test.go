@@ -37,12 +37,12 @@ func ExampleNew() {
 		memory.Close()
 	}()
 
-	options := &client.Options{SessionOptions: client.SessionOptions{
+	options := &client.Options{
 		Prepare: func(_ context.Context, d *client.Dial) error {
 			d.Token = "token-of-anna" // with d.Refresh set: get a new one
 			return nil
 		},
-	}}
+	}
 	c, err := client.New(url, options)
 	if err != nil {
 		panic(err)

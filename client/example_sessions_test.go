@@ -38,7 +38,7 @@ func ExampleSessions() {
 	defer server.Close()
 
 	ctx := context.Background()
-	opts := &client.SessionOptions{
+	opts := &client.Options{
 		Backoff: backoff.Policy{Cap: 10 * time.Millisecond}, // be patient outside of examples
 	}
 	for s, err := range client.Sessions(ctx, server.URL, opts) {
@@ -69,7 +69,7 @@ func ExampleSessions() {
 
 // A token that is made anew for every dial, and really anew when the server has refused
 // the last one.
-func ExampleSessionOptions_prepare() {
+func ExampleOptions_prepare() {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer token-2" {
 			http.Error(w, "expired", http.StatusUnauthorized)
@@ -84,7 +84,7 @@ func ExampleSessionOptions_prepare() {
 	defer server.Close()
 
 	token := "token-1"
-	opts := &client.SessionOptions{
+	opts := &client.Options{
 		Prepare: func(_ context.Context, d *client.Dial) error {
 			if d.Refresh {
 				token = "token-2" // ask your token service, with ctx

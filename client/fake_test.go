@@ -100,9 +100,9 @@ func (g *fake) peer(n int) *peer {
 
 // options returns options for clients of this gateway.
 func (g *fake) options() *client.Options {
-	return &client.Options{SessionOptions: client.SessionOptions{
+	return &client.Options{
 		HTTPClient: &http.Client{Transport: &http.Transport{DialContext: g.network.DialContext}},
-	}}
+	}
 }
 
 // client returns a client, which is closed when the test ends.

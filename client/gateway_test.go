@@ -80,9 +80,9 @@ func (s *site) DialContext(ctx context.Context, network, address string) (net.Co
 // client returns a client of some of the servers.
 func (s *site) client(names string, change ...func(o *client.Options)) *client.Client {
 	s.t.Helper()
-	o := &client.Options{SessionOptions: client.SessionOptions{
+	o := &client.Options{
 		HTTPClient: &http.Client{Transport: &http.Transport{DialContext: s.DialContext}},
-	}}
+	}
 	for _, f := range change {
 		f(o)
 	}

@@ -39,8 +39,6 @@ func TestBugsPlantedInTheClientAreFound(t *testing.T) {
 			Old: "	case <-c.flushed:\n	case <-c.stopped:\n	case <-ctx.Done():\n	}\n	c.mu.Lock()\n	left", New: "	default:\n	}\n	c.mu.Lock()\n	left"},
 		mutant.Mutant{Why: "Close does not end the loop", File: "client.go",
 			Old: "	return !c.leave\n", New: "	return true\n"},
-		mutant.Mutant{Why: "Close in a callback waits for it", File: "client.go",
-			Old: "	if inCallback() {", New: "	if false {"},
 		mutant.Mutant{Why: "the final error is not told", File: "client.go",
 			Old: "		c.end(s, err)\n", New: "		c.end(s, ErrClosed)\n"},
 		mutant.Mutant{Why: "a mute server is waited for", File: "client.go",

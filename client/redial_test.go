@@ -154,7 +154,7 @@ func TestACloseFrameIsBetterThanAVerdict(t *testing.T) {
 }
 
 // nudged returns a loop that can be nudged.
-func nudged(t *testing.T, r *rig, o *SessionOptions) (*sessions, chan struct{}) {
+func nudged(t *testing.T, r *rig, o *Options) (*sessions, chan struct{}) {
 	t.Helper()
 	l, err := newSessions("ws://server.test", o)
 	if err != nil {

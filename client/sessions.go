@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -16,11 +15,10 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/heartbeat"
 )
 
-// What zero fields of [SessionOptions] stand for, beyond the defaults of packages backoff
+// What zero fields of [Options] stand for, beyond the defaults of packages backoff
 // and heartbeat.
 const (
 	DefaultDialTimeout = 20 * time.Second
@@ -29,72 +27,6 @@ const (
 
 // maxDialTimeout is how far the backoff's window may lengthen a dial's timeout.
 const maxDialTimeout = 2 * time.Minute
-
-// SessionOptions are the options of [Sessions]. Nil, and every zero field, stand for good
-// defaults. They are copied.
-type SessionOptions struct {
-	// URLs are further servers that do as well, like the one given to Sessions. They are
-	// all tried, in random order, before there is a wait; after a connection is lost the
-	// other servers are tried before the one that it was lost to. (The first dial after a
-	// loss is delayed all the same: a server's clients should not fall upon its
-	// neighbours at once.)
-	URLs []string
-
-	// Prepare, if not nil, is called before every dial, and may change the URL, the headers
-	// and the token. Its error is a failed attempt, and nothing is dialled. It has as much
-	// time as a dial, see DialTimeout, and must return when ctx is done.
-	Prepare func(ctx context.Context, d *Dial) error
-
-	// Subprotocols are offered to the server. Ask [websocket.Conn.Subprotocol] which one it
-	// has taken: a server that takes none is no error here.
-	Subprotocols []string
-
-	// HTTPClient makes the handshake: for TLS settings, a proxy, cookies. Nil means one with
-	// the proxy of the environment. If its Transport is nil or an *http.Transport, a copy is
-	// used for each dial, which keeps no connections. With any other the promise that
-	// nothing is left behind is that Transport's to keep.
-	HTTPClient *http.Client
-
-	// Backoff, First and Stable are those of [backoff.Loop], and pace the dials.
-	Backoff       backoff.Policy
-	First, Stable time.Duration
-
-	// DialTimeout is how long Prepare and the dial may take together: zero means
-	// DefaultDialTimeout. While attempts fail it grows with the window of the backoff, up to
-	// two minutes, because with a shorter one a server that is overloaded spends its time on
-	// clients that have already given up.
-	DialTimeout time.Duration
-
-	// Limiter, if not nil, is waited for before every attempt, for as long as that takes: a
-	// *rate.Limiter of golang.org/x/time/rate that all loops of a process share bounds what
-	// they dial together. Its error is a failed attempt.
-	Limiter interface{ Wait(context.Context) error }
-
-	// Heartbeat finds servers that are gone. Its zero value is the default of package
-	// heartbeat; a negative Interval means no heartbeat. Value of a [heartbeat.Peer] is the
-	// *Session. Callbacks must return before the loop can end.
-	Heartbeat heartbeat.Config
-
-	// ReadLimit is the size of the largest message that is read, in bytes. Zero means
-	// DefaultReadLimit, negative that there is no limit, so that the server decides how much
-	// memory this process needs. A message that is larger is a final error: after
-	// reconnecting it would probably come again.
-	ReadLimit int64
-
-	// Decide says what to do about an error; nil means [Decide]. It gets a [*DialError], what
-	// the body gave to [Session.End], a [*HeartbeatError], or an error that says that the body
-	// gave nothing. An override decides what it knows, such as an error of its own Prepare,
-	// and calls Decide for the rest. It is called by the goroutine that runs the loop, which
-	// waits for it.
-	Decide func(err error) Verdict
-
-	// Trace, if not nil, is told what happens.
-	Trace *Trace
-
-	// Logger, if not nil, is told what happens: losses and failures at level Warn, the last
-	// error at Error, the rest at Info. There are no queries, tokens or messages in it.
-	Logger *slog.Logger
-}
 
 // A Dial is an attempt to connect that is about to be made.
 type Dial struct {
@@ -129,8 +61,11 @@ type Dial struct {
 // has a quarter of a second to answer that.
 //
 // The sequence may be ranged over again, which begins anew.
-func Sessions(ctx context.Context, url string, opts *SessionOptions) iter.Seq2[*Session, error] {
+func Sessions(ctx context.Context, url string, opts *Options) iter.Seq2[*Session, error] {
 	l, err := newSessions(url, opts)
+	if err == nil {
+		err = opts.onlyForNew()
+	}
 	if err != nil {
 		return func(yield func(*Session, error) bool) { yield(nil, err) }
 	}
@@ -140,7 +75,7 @@ func Sessions(ctx context.Context, url string, opts *SessionOptions) iter.Seq2[*
 // sessions is what [Sessions] was given, checked and with defaults. It is also for the
 // client of a gateway, which sets the fields at the end before it calls all.
 type sessions struct {
-	SessionOptions
+	Options
 	urls   []string
 	client *http.Client
 
@@ -156,10 +91,10 @@ type sessions struct {
 	wall func() time.Time // the wall clock
 }
 
-func newSessions(url string, opts *SessionOptions) (*sessions, error) {
+func newSessions(url string, opts *Options) (*sessions, error) {
 	l := &sessions{wall: func() time.Time { return time.Now().Round(0) }}
 	if opts != nil {
-		l.SessionOptions = *opts
+		l.Options = *opts
 	}
 	l.URLs = nil
 	l.urls = []string{url}

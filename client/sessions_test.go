@@ -67,8 +67,8 @@ func newRig(t *testing.T, handler func(n int, w http.ResponseWriter, req *http.R
 }
 
 // options returns options with which clients reach the rig.
-func (r *rig) options() *SessionOptions {
-	return &SessionOptions{HTTPClient: &http.Client{Transport: &http.Transport{DialContext: r.network.DialContext}}}
+func (r *rig) options() *Options {
+	return &Options{HTTPClient: &http.Client{Transport: &http.Transport{DialContext: r.network.DialContext}}}
 }
 
 // requests returns what has reached the server so far.
@@ -154,7 +154,7 @@ func read(s *Session) error {
 }
 
 // loop reads in every session, and returns how many there were and all errors.
-func loop(ctx context.Context, url string, o *SessionOptions) (sessions int, errs []error) {
+func loop(ctx context.Context, url string, o *Options) (sessions int, errs []error) {
 	for s, err := range Sessions(ctx, url, o) {
 		if err != nil {
 			errs = append(errs, err)
@@ -289,18 +289,18 @@ func TestTheContextEndsTheLoopAtEveryPoint(t *testing.T) {
 	tests := []struct {
 		name    string
 		handler func(int, http.ResponseWriter, *http.Request)
-		change  func(*rig, *SessionOptions)
+		change  func(*rig, *Options)
 	}{
 		{name: "in a session that reads", handler: echo},
-		{"waiting for the limiter", echo, func(_ *rig, o *SessionOptions) { o.Limiter = limiter(hang) }},
-		{"in Prepare", echo, func(_ *rig, o *SessionOptions) {
+		{"waiting for the limiter", echo, func(_ *rig, o *Options) { o.Limiter = limiter(hang) }},
+		{"in Prepare", echo, func(_ *rig, o *Options) {
 			o.Prepare = func(ctx context.Context, _ *Dial) error { return hang(ctx) }
 		}},
-		{"in a Prepare that has no error for it", echo, func(_ *rig, o *SessionOptions) {
+		{"in a Prepare that has no error for it", echo, func(_ *rig, o *Options) {
 			o.Prepare = func(ctx context.Context, _ *Dial) error { hang(ctx); return nil }
 		}},
-		{"dialling what swallows all", echo, func(r *rig, _ *SessionOptions) { r.network.Set(memnet.Settings{Swallow: true}) }},
-		{"dialling what is far away", echo, func(r *rig, _ *SessionOptions) { r.network.Set(memnet.Settings{Latency: moment - time.Millisecond}) }},
+		{"dialling what swallows all", echo, func(r *rig, _ *Options) { r.network.Set(memnet.Settings{Swallow: true}) }},
+		{"dialling what is far away", echo, func(r *rig, _ *Options) { r.network.Set(memnet.Settings{Latency: moment - time.Millisecond}) }},
 		{"while the server thinks", func(_ int, _ http.ResponseWriter, req *http.Request) { hang(req.Context()) }, nil},
 		{"after half of an answer", func(_ int, w http.ResponseWriter, req *http.Request) {
 			w.Header().Set("Content-Length", "1000")
@@ -322,10 +322,10 @@ func TestTheContextEndsTheLoopAtEveryPoint(t *testing.T) {
 			c.Close()
 		}, nil},
 		{"in a TLS handshake", echo, nil},
-		{"in the wait after a refusal", answer(503), func(_ *rig, o *SessionOptions) {
+		{"in the wait after a refusal", answer(503), func(_ *rig, o *Options) {
 			o.Backoff = backoff.Policy{Base: time.Hour, Cap: time.Hour, Fixed: 1}
 		}},
-		{"in the wait after a loss", drop, func(_ *rig, o *SessionOptions) {
+		{"in the wait after a loss", drop, func(_ *rig, o *Options) {
 			o.Backoff = backoff.Policy{Base: time.Hour, Cap: time.Hour, Fixed: 1}
 		}},
 	}

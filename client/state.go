@@ -119,7 +119,7 @@ func (c *Client) notify() {
 			continue
 		}
 		told = state
-		c.callback(func() { c.opts.OnState(state) })
+		c.opts.OnState(state)
 	}
 }
 

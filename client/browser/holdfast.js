@@ -485,8 +485,9 @@ class Link {
   }
   /** Looks whether the server is silent for too long. */
   watch() {
-    if (!this.beat) return;
+    this.env.clearTimeout(this.timer);
     this.probing = false;
+    if (!this.beat) return;
     const most = this.beat + this.timeout;
     this.after(Math.max(0, this.heard + most - now()), () => {
       if (now() - this.heard < most) this.watch();

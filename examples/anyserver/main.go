@@ -77,8 +77,8 @@ func show(ctx context.Context, out *lines) error {
 
 // impatient are options for people who watch: with the defaults the first dial after a
 // loss is made within five seconds, and the windows grow to thirty.
-func impatient() *client.SessionOptions {
-	return &client.SessionOptions{
+func impatient() *client.Options {
+	return &client.Options{
 		Backoff: backoff.Policy{Base: 200 * time.Millisecond, Cap: 2 * time.Second},
 		First:   time.Second,
 		// Of this server we know that it says 1000 when there is no more to come. From
@@ -94,9 +94,9 @@ func impatient() *client.SessionOptions {
 
 // follow prints what a server says until ctx ends or there is no point in going on, and
 // returns which.
-func follow(ctx context.Context, out *lines, url string, o *client.SessionOptions) error {
+func follow(ctx context.Context, out *lines, url string, o *client.Options) error {
 	if o == nil {
-		o = &client.SessionOptions{}
+		o = &client.Options{}
 	}
 	o.Trace = &client.Trace{
 		DialDone: func(_ string, attempt int, err error) {

@@ -52,7 +52,7 @@ func TestWhoIsLoggedInGetsEachNoteOnce(t *testing.T) {
 	defer srv.Close()
 	defer rt.shutdown(ctx)
 	anna, bert := browser(t, srv, "anna"), browser(t, srv, "bert")
-	c, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{SessionOptions: client.SessionOptions{HTTPClient: bert}})
+	c, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{HTTPClient: bert})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestWhoIsLoggedInGetsEachNoteOnce(t *testing.T) {
 	if refused := (*client.ServerError)(nil); !errors.As(err, &refused) || refused.Code != "forbidden" {
 		t.Errorf("publishing past the form: %v", err)
 	}
-	stranger, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{SessionOptions: client.SessionOptions{HTTPClient: browser(t, srv, "")}})
+	stranger, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{HTTPClient: browser(t, srv, "")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"go/format"
 	"go/parser"
 	"go/token"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -85,6 +86,9 @@ var runBy = map[string]func(t *testing.T, line string){
 	"go test ./backplane/redisplane -run RealRedis -v":                 byGoTest,
 	"go run ./examples/twoservers":                                     tested,
 	"go run ./examples/zombies -plain":                                 tested,
+	"go run ./examples/anyserver":                                      tested,
+	"go run ./examples/embed":                                          serves,
+	"go test ./internal/torture -run Path -v":                          byGoTest,
 	"go run ./examples/herd":                                           inDemo,
 	"go mod init example.com/hello":                                    byTheStranger,
 	"go mod edit -require=github.com/holdfast-ws/holdfast@v0.0.0":      byTheStranger,
@@ -200,19 +204,20 @@ func TestEveryCommandInTheReadmeIsRun(t *testing.T) {
 	}
 }
 
-// The program is built with the README's own commands, given a server, and
-// stopped the way its user would.
-func TestTheProgramRunsOutsideOfTheModule(t *testing.T) {
+// build builds one of the README's two programs with the README's own commands, and
+// returns the folder in which it is, as hello.
+func build(t *testing.T, i int) (dir string) {
+	t.Helper()
 	text := read(t, "README.md")
 	programs := blocks(text, "go")
-	if len(programs) != 1 {
-		t.Fatalf("README.md has %d Go programs; this test knows how to run one", len(programs))
+	if len(programs) != 2 {
+		t.Fatalf("README.md has %d Go programs; the tests know how to run two", len(programs))
 	}
-	if formatted, err := format.Source([]byte(programs[0])); err != nil || string(formatted) != programs[0] {
+	if formatted, err := format.Source([]byte(programs[i])); err != nil || string(formatted) != programs[i] {
 		t.Errorf("the program is not formatted with gofmt: %v", err)
 	}
-	dir := stranger(t)
-	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(programs[0]), 0o666); err != nil {
+	dir = stranger(t)
+	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(programs[i]), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	var setUp string
@@ -227,7 +232,74 @@ func TestTheProgramRunsOutsideOfTheModule(t *testing.T) {
 	if out, err := command(dir, "go vet .").CombinedOutput(); err != nil {
 		t.Errorf("go vet: %v\n%s", err, out)
 	}
+	return dir
+}
 
+// The chat, with a user who is away for a while.
+func TestTheChatRunsOutsideOfTheModule(t *testing.T) {
+	dir := build(t, 0)
+	program := blocks(read(t, "README.md"), "go")[0]
+	if n := strings.Count(program, "\n") - strings.Count(program, "\n\n"); n >= 60 {
+		t.Errorf("the chat has %d lines, without empty ones; it is to be short", n)
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	deadline := time.Now().Add(time.Minute)
+	start := func(args ...string) (*exec.Cmd, io.Writer, *buffer) {
+		cmd := exec.Command(filepath.Join(dir, "hello"), args...)
+		cmd.Dir = dir
+		out := new(buffer)
+		cmd.Stdout, cmd.Stderr = out, os.Stderr
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+		return cmd, in, out
+	}
+	prints := func(out *buffer, want string) {
+		t.Helper()
+		for out.String() != want {
+			if time.Now().After(deadline) {
+				t.Fatalf("the chat prints %q, want %q", out.String(), want)
+			}
+			runtime.Gosched()
+		}
+	}
+	start(addr)
+	anna, in, out := start(addr, "anna")
+	fmt.Fprintln(in, "one")
+	prints(out, "anna: one\n")
+	for position := filepath.Join(dir, "anna.position"); ; runtime.Gosched() {
+		if text, err := os.ReadFile(position); err == nil && len(text) > 0 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("no position is kept: %v", err)
+		}
+	}
+	anna.Process.Kill()
+	anna.Wait()
+	_, in, out = start(addr, "bert")
+	prints(out, "anna: one\n") // one of the last ten
+	fmt.Fprint(in, "two\nthree\n")
+	prints(out, "anna: one\nbert: two\nbert: three\n")
+	_, _, out = start(addr, "anna")
+	prints(out, "bert: two\nbert: three\n")
+}
+
+// The program is given a server, and stopped the way its user would.
+func TestTheProgramRunsOutsideOfTheModule(t *testing.T) {
+	dir := build(t, 1)
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

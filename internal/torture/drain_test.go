@@ -144,14 +144,14 @@ func (c *crowd) spectator(i int) *spectator {
 		c.mu.Unlock()
 		return c.fabric.dial(ctx, network, address)
 	}}
-	cl, err := client.New(urls[0], &client.Options{SessionOptions: client.SessionOptions{
+	cl, err := client.New(urls[0], &client.Options{
 		URLs: urls[1:], HTTPClient: &http.Client{Transport: transport},
 		Trace: &client.Trace{DialDone: func(_ string, _ int, err error) {
 			if err != nil {
 				c.failed.Add(1)
 			}
 		}},
-	}})
+	})
 	if err != nil {
 		c.t.Fatal(err)
 	}

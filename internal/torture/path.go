@@ -574,12 +574,10 @@ func (u *user) connect() {
 		urls = append(urls, s.fabric.URL((u.i+i)%s.Nodes, u.i))
 	}
 	o := &client.Options{
-		SessionOptions: client.SessionOptions{
-			URLs: urls[1:], Prepare: u.prepare, HTTPClient: &http.Client{Transport: s.fabric.Transport()},
-			Backoff: backoff.Policy{Base: s.factor(100 * time.Millisecond), Cap: s.factor(2 * time.Second)},
-			First:   s.factor(500 * time.Millisecond), Stable: s.factor(2 * time.Second),
-			DialTimeout: max(time.Second, s.factor(5*time.Second)), Heartbeat: s.beats(),
-		},
+		URLs: urls[1:], Prepare: u.prepare, HTTPClient: &http.Client{Transport: s.fabric.Transport()},
+		Backoff: backoff.Policy{Base: s.factor(100 * time.Millisecond), Cap: s.factor(2 * time.Second)},
+		First:   s.factor(500 * time.Millisecond), Stable: s.factor(2 * time.Second),
+		DialTimeout: max(time.Second, s.factor(5*time.Second)), Heartbeat: s.beats(),
 		Hello: max(time.Second, s.factor(5*time.Second)),
 	}
 	if u.i%2 == 0 {
