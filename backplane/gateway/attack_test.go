@@ -871,12 +871,10 @@ func TestManySlowReadersDelayNobodyForLong(t *testing.T) {
 		const n = 200
 		r := startWith(t, setup{net: memnet.Settings{Buffer: 16 << 10}, Options: Options{Limits: Limits{PerUser: -1}}})
 		fast := r.welcome("fast")
-		var slow []*socket
 		for range n {
 			s := r.welcome("slow")
 			s.ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed)
 			s.link.Stall(memnet.Down, true)
-			slow = append(slow, s)
 		}
 		fast.ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed) // last in every list
 		base := r.gw.Stats().Workers

@@ -367,8 +367,12 @@ func (c *conn) tooFast(f *wire.Frame, level float64, rate int) {
 }
 
 func (c *conn) nack(id, outcome, code, field, message string, retry int64) {
-	c.g.count.notPublished.Add(1)
-	c.send(&wire.Frame{Type: wire.Nack, ID: id, Outcome: outcome, Code: code, Field: field, Message: message, Retry: retry})
+	c.send(c.g.nack(id, outcome, code, field, message, retry))
+}
+
+func (g *Gateway) nack(id, outcome, code, field, message string, retry int64) *wire.Frame {
+	g.count.notPublished.Add(1)
+	return &wire.Frame{Type: wire.Nack, ID: id, Outcome: outcome, Code: code, Field: field, Message: message, Retry: retry}
 }
 
 // A publish waits to be carried out.
@@ -429,7 +433,7 @@ func (c *conn) publish(f *wire.Frame) {
 
 // publisher carries out what is queued, one after the other, and ends.
 func (c *conn) publisher() {
-	for {
+	for done := false; !done; {
 		c.mu.Lock()
 		if len(c.pubs) == 0 || c.ended { // what has not begun the client will send again, elsewhere
 			c.pubs, c.pending = nil, 0
@@ -438,44 +442,54 @@ func (c *conn) publisher() {
 		}
 		p := c.pubs[0]
 		c.mu.Unlock()
-		c.carryOut(p)
-		c.mu.Lock()
-		if len(c.pubs) > 0 { // finish empties it
-			c.pending -= len(p.m.Data)
-			c.pubs[0] = publish{}
-			c.pubs = c.pubs[1:]
+		answer := c.carryOut(p)
+		// In one step: who has got the answer may send another at once, and what that is
+		// answered must not come first.
+		asked := false
+		next := func() bool {
+			asked = true
+			if len(c.pubs) > 0 { // finish empties it
+				c.pending -= len(p.m.Data)
+				c.pubs[0] = publish{}
+				c.pubs = c.pubs[1:]
+			}
+			if done = len(c.pubs) == 0; done {
+				c.pubs = nil
+			}
+			return true
 		}
-		if len(c.pubs) == 0 {
-			c.pubs = nil
+		if answer != nil {
+			c.sendIf(answer, next)
+		}
+		if !asked {
+			c.mu.Lock()
+			next()
 			c.mu.Unlock()
-			return
 		}
-		c.mu.Unlock()
 	}
 }
 
 // publishTimeout bounds a publish. A client that hears nothing asks again.
 const publishTimeout = 10 * time.Second
 
-func (c *conn) carryOut(p publish) {
+// carryOut publishes, and returns the answer, if there is one.
+func (c *conn) carryOut(p publish) (answer *wire.Frame) {
 	g := c.g
 	if _, err := g.ask(g.ctx, Access{Action: Publish, User: c.user, Value: c.value, Topic: p.topic}); err != nil {
 		code, message := refusal(err)
 		if p.ephemeral {
-			c.send(&wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: p.topic})
-			return
+			return &wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: p.topic}
 		}
-		c.nack(p.m.ID, wire.NotStored, code, "", message, 0)
-		return
+		return g.nack(p.m.ID, wire.NotStored, code, "", message, 0)
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, publishTimeout)
 	defer cancel()
 	if p.ephemeral {
 		err := g.hub.PublishEphemeral(ctx, p.topic, p.m.Data)
 		if errors.Is(err, errors.ErrUnsupported) {
-			c.send(&wire.Frame{Type: wire.Error, Code: wire.Unsupported, Message: "ephemeral messages are not supported", Topic: p.topic})
+			return &wire.Frame{Type: wire.Error, Code: wire.Unsupported, Message: "ephemeral messages are not supported", Topic: p.topic}
 		}
-		return
+		return nil
 	}
 	id := p.m.ID
 	p.m.ID = scoped(c.user, id)
@@ -485,21 +499,17 @@ func (c *conn) carryOut(p publish) {
 	outcome := outcomes[receipt.Outcome]
 	if err == nil {
 		g.count.published.Add(1)
-		c.send(&wire.Frame{Type: wire.Ack, ID: id, Outcome: outcome, Pos: receipt.Pos})
-		return
+		return &wire.Frame{Type: wire.Ack, ID: id, Outcome: outcome, Pos: receipt.Pos}
 	}
-	var bad *backplane.InputError
-	switch {
-	case errors.As(err, &bad):
+	if bad := (*backplane.InputError)(nil); errors.As(err, &bad) {
 		code := wire.BadFrame
 		if bad.Field == "Data" {
 			code = wire.TooLarge
 		}
-		c.nack(id, outcome, code, strings.ToLower(bad.Field), bad.Reason, 0)
-	default:
-		g.log.Warn("a publish failed", "conn", c.id, "topic", clean(p.topic), "outcome", outcome, "error", clean(err.Error()))
-		c.nack(id, outcome, wire.Unavailable, "", "it could not be stored now; try again", 0)
+		return g.nack(id, outcome, code, strings.ToLower(bad.Field), bad.Reason, 0)
 	}
+	g.log.Warn("a publish failed", "conn", c.id, "topic", clean(p.topic), "outcome", outcome, "error", clean(err.Error()))
+	return g.nack(id, outcome, wire.Unavailable, "", "it could not be stored now; try again", 0)
 }
 
 var outcomes = map[backplane.Outcome]string{

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -163,20 +164,27 @@ func (s *sub) recheck(ctx context.Context) error {
 // where it has said neither yes nor no; these subscriptions live on, and are asked about
 // again within a minute.
 func (g *Gateway) Recheck(ctx context.Context, user string) error {
+	var mu sync.Mutex // guards errs
 	var errs []error
+	var wg sync.WaitGroup
 	for _, c := range g.list(user, false) {
 		c.mu.Lock()
-		subs := append([]*sub(nil), c.subs...)
+		subs := slices.Clone(c.subs)
 		c.mu.Unlock()
-		for _, s := range subs {
-			// Also one that waits: it was asked for with the old permissions.
-			if err := s.recheck(ctx); err != nil {
-				errs = append(errs, err)
+		wg.Go(func() { // one that is slow to be told does not hold up the others
+			for _, s := range subs {
+				// Also one that waits: it was asked for with the old permissions.
+				if err := s.recheck(ctx); err != nil {
+					mu.Lock()
+					errs = append(errs, err)
+					mu.Unlock()
+				}
 			}
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-		}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	return errors.Join(errs...)
 }

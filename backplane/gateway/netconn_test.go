@@ -264,11 +264,9 @@ func TestAWriteThatGetsOnGoesOn(t *testing.T) {
 		for _, secure := range []bool{false, true} {
 			a, b := net.Pipe()
 			n := &netConn{Conn: a, timeout: 4 * time.Second, secure: secure, turn: make(chan struct{}, 1)}
-			ended := false
 			go func() {
-				for one := make([]byte, 1); !ended; {
+				for err := error(nil); err == nil; _, err = b.Read(make([]byte, 1)) {
 					time.Sleep(3 * time.Second)
-					b.Read(one)
 				}
 			}()
 			begin := time.Now()
@@ -277,7 +275,6 @@ func TestAWriteThatGetsOnGoesOn(t *testing.T) {
 			if d := time.Since(begin); secure && (!isTimeout(err) || d != 4*time.Second) || !secure && (err != nil || k != 20 || d != time.Minute) {
 				t.Errorf("secure %v: %d, %v after %v", secure, k, err, d)
 			}
-			ended = true
 			a.Close()
 			b.Close()
 			time.Sleep(5 * time.Second)
