@@ -27,6 +27,7 @@ var table = Table{
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys", // which go-redis needs
 	},
 	"client":              {"./backoff", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire", "github.com/coder/websocket"},
+	"client/browser":      nil,
 	"heartbeat":           nil,
 	"replay":              nil,
 	"internal/chromium":   nil,

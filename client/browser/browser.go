@@ -1,0 +1,118 @@
+// Package browser serves the client for browsers: an ES module that gives all of a
+// user's tabs one WebSocket to a gateway.
+//
+//	mux.Handle("GET /holdfast/", http.StripPrefix("/holdfast/", browser.Handler(nil)))
+//	page.Execute(w, browser.URL("/holdfast/")) // for import { connect } from "{{.}}"
+//
+// The module is one file without dependencies and needs no build step; it is also the
+// npm package in this folder. What it does and how it is used is said in its own
+// comments, and in README.md beside it.
+//
+// The nearest thing in the standard library is [http.FileServerFS]. It knows nothing of
+// what browsers need here: a URL that changes with the content, since a shared worker
+// lives on with the code that it was started with; and a policy of its own for what the
+// worker may connect to, since that of the page does not bind it.
+//
+// # Strict content security policies
+//
+// A page needs script-src 'self' and connect-src 'self' (or worker-src 'self' besides a
+// nonce). Where workers are forbidden, or missing, the module shares the connection in
+// another way or not at all.
+//
+// # Concurrency
+//
+// Everything here may be used by any number of goroutines.
+package browser
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Options are the choices for a Handler. Nil means all defaults.
+type Options struct {
+	// Connect are origins that the shared worker may connect to besides the one that the
+	// module comes from: "wss://live.example.com". Page and gateway of one origin need
+	// none.
+	Connect []string
+}
+
+//go:embed holdfast.js
+var module []byte
+
+//go:embed holdfast.d.ts
+var types []byte
+
+// hash names the content of the module.
+var hash = func() string {
+	sum := sha256.Sum256(module)
+	return hex.EncodeToString(sum[:8])
+}()
+
+// URL returns the address of the module below prefix, which is where the Handler is
+// mounted: "/holdfast/". It contains a hash of the content, so that browsers may keep
+// what they get for ever, and a page of a new version never joins a worker of an old
+// one.
+func URL(prefix string) string { return strings.TrimSuffix(prefix, "/") + "/holdfast.js?v=" + hash }
+
+// Handler serves holdfast.js and, for editors, holdfast.d.ts. Mount it with
+// http.StripPrefix. The error of an origin in Connect that is none is a panic, as for a
+// pattern of http.ServeMux.
+//
+// With the hash of [URL] the answer may be kept for ever; with another, as during a deploy
+// of several servers, not at all; and without one it has to be asked for each time, which
+// is answered with 304 if nothing has changed.
+func Handler(opts *Options) http.Handler {
+	connect := "'self'"
+	if opts != nil {
+		for _, origin := range opts.Connect {
+			scheme, host, ok := strings.Cut(origin, "://")
+			if !ok || scheme != "ws" && scheme != "wss" && scheme != "http" && scheme != "https" || host == "" || strings.ContainsAny(host, " ;,'\"/\r\n") {
+				panic("browser: Connect: not an origin, as wss://example.com is: " + origin)
+			}
+			connect += " " + origin
+		}
+	}
+	policy := "default-src 'none'; script-src 'self'; connect-src " + connect
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		content, mime := module, "text/javascript; charset=utf-8"
+		switch strings.TrimPrefix(r.URL.Path, "/") {
+		case "holdfast.js":
+		case "holdfast.d.ts":
+			content, mime = types, "text/plain; charset=utf-8"
+		default:
+			http.NotFound(w, r)
+			return
+		}
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
+			return
+		}
+		h := w.Header()
+		h.Set("Content-Type", mime)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Content-Security-Policy", policy)
+		switch v := r.URL.Query().Get("v"); v {
+		case "":
+			h.Set("Cache-Control", "no-cache")
+		case hash:
+			h.Set("Cache-Control", "public, max-age=31536000, immutable")
+		default:
+			// An old server answers for a new one: who kept this would keep it for a year.
+			h.Set("Cache-Control", "no-store")
+		}
+		h.Set("ETag", `"`+hash+`"`)
+		if mime[5] == 'p' {
+			sum := sha256.Sum256(types)
+			h.Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	})
+}
