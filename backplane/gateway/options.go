@@ -58,8 +58,10 @@ type Options struct {
 	Node string
 
 	// Compress lets clients negotiate compression (RFC 7692), without context
-	// takeover. It costs CPU and memory, frames are no longer shared, and secrets
-	// beside text of an attacker's choice can be guessed from lengths (CRIME).
+	// takeover. It costs CPU and memory, frames are no longer shared, a client that
+	// pings while a write to it is stuck for 5 s is dropped whatever Limits.Write says,
+	// and secrets beside text of an attacker's choice can be guessed from lengths
+	// (CRIME).
 	Compress bool
 
 	// Trace, if not nil, is told what happens.

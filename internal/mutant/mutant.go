@@ -71,7 +71,7 @@ func Run(t *testing.T, tests string, mutants ...Mutant) {
 
 // try runs the tests with an overlay, or without one if it is empty.
 func try(t *testing.T, tests, overlay string) ([]byte, error) {
-	args := []string{"test", "-short", "-count=1", "-timeout=12s", "-run", tests}
+	args := []string{"test", "-short", "-count=1", "-timeout=12s", "-vet=off", "-run", tests}
 	if overlay != "" {
 		args = append(args, "-overlay", overlay)
 	}
