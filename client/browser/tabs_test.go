@@ -1,0 +1,624 @@
+//go:build unix
+
+package browser_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/backplane/gateway"
+	"github.com/holdfast-ws/holdfast/client/browser"
+	"github.com/holdfast-ws/holdfast/heartbeat"
+	"github.com/holdfast-ws/holdfast/internal/chromium"
+	"github.com/holdfast-ws/holdfast/internal/faultproxy"
+	"github.com/holdfast-ws/holdfast/internal/leak"
+	"github.com/holdfast-ws/holdfast/replay"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
+
+// script is that of the test page: it connects as the query says, and notes what it is
+// told. What it has got outlives a reload, so that it can be seen what is missing.
+const script = `
+const q = new URLSearchParams(location.search);
+const { connect, internal } = await import(q.get('module') ?? MODULE);
+Object.assign(internal.T, JSON.parse(q.get('times') ?? '{}'));
+let storage;
+try { storage = sessionStorage; } catch {}
+window.got = JSON.parse(storage?.getItem('got') ?? '{}');
+Object.assign(window, { resets: [], acks: [], states: [], errors: [], updates: [], published: 0, shown: 0 });
+const c = window.c = connect('/ws', {
+	share: q.get('share') ?? 'auto', key: q.get('key') ?? '', token: q.get('token') ?? undefined, keep: q.get('keep') ?? false,
+	topics: q.get('topics').split(','), backoff: { base: 50, cap: 500, first: 100 },
+});
+window.publish = (topic, data) => {
+	published++;
+	c.publish(topic, data).then(r => acks.push(r), e => errors.push(String(e)));
+};
+const tell = () => { if (parent !== window) c.info().then(i => parent.postMessage({ got, resets, state: c.state, mode: i.mode }, '*')); };
+c.addEventListener('message', e => {
+	const { topic, data } = e.detail;
+	const list = got[topic] ??= [];
+	list.push(data.sent ? [data.n, performance.timeOrigin + performance.now() - data.sent] : data);
+	if (window.echo && topic === 'news' && list.length % 7 === 0) publish('pub', window.echo + ':' + list.length);
+	tell();
+});
+c.addEventListener('reset', e => { resets.push({ at: got[e.detail.topic]?.length ?? 0, ...e.detail }); tell(); });
+c.addEventListener('state', e => { states.push(e.detail.state); tell(); });
+c.addEventListener('error', e => errors.push(String(e.detail.error)));
+c.addEventListener('update', e => updates.push(e.detail.build));
+addEventListener('pagehide', () => { storage?.setItem('got', JSON.stringify(got)); });
+addEventListener('pageshow', e => { if (e.persisted) shown++; });
+// What an array of numbers is not, if it is not all of them in order.
+window.fault = (topic, n) => {
+	const g = got[topic] ?? [];
+	for (let i = 0; i < Math.max(n, g.length); i++) if (g[i] !== i) return 'at ' + i + ' of ' + n + ': ' + JSON.stringify(g.slice(Math.max(0, i - 2), i + 3)) + ' of ' + g.length;
+	return g.length > n ? g.length + ', more than ' + n : '';
+};
+window.live = async () => { await Promise.all(q.get('topics').split(',').map(t => c.subscribe(t).ready)); return c.state === 'open'; };
+window.up = true;
+`
+
+// frame is a page with the test page in a sandbox, of which it hears.
+const frame = `<!doctype html><title>frame</title><script>
+onmessage = e => { Object.assign(window, e.data); };
+</script><iframe sandbox="allow-scripts" src="/?%s"></iframe>`
+
+// A site is all there is at the server: pages, the module, a gateway. What the browser
+// sees is the address of a proxy, so that the server behind it can be another.
+type site struct {
+	t     testing.TB
+	ctx   context.Context
+	b     *chromium.Browser
+	p     *chromium.Profile
+	mem   *backplane.Memory
+	hub   *backplane.Hub
+	proxy *faultproxy.Proxy
+	beat  heartbeat.Config
+	host  string // as the browser knows it
+
+	dials atomic.Int64 // requests for a WebSocket
+	wg    sync.WaitGroup
+
+	mu    sync.Mutex // guards all below
+	gw    *gateway.Gateway
+	srv   *http.Server
+	open  int // welcomed, at all gateways
+	most  int // at once
+	users map[string]int
+}
+
+// ws counts who wants to be connected, and lets the pages of a sandbox in: it is for the
+// application to say that it trusts them.
+func (s *site) ws(w http.ResponseWriter, r *http.Request, gw *gateway.Gateway) {
+	s.dials.Add(1)
+	if r.Header.Get("Origin") == "null" {
+		r.Header.Del("Origin")
+	}
+	gw.ServeHTTP(w, r)
+}
+
+// authorize lets everybody in with a name for a token; "user/x" is for x alone.
+func authorize(_ context.Context, a gateway.Access) (gateway.Grant, error) {
+	if of, ok := strings.CutPrefix(a.Topic, "user/"); ok && of != a.User {
+		return gateway.Grant{}, gateway.ErrForbidden
+	}
+	return gateway.Grant{User: a.Token}, nil
+}
+
+// serve starts a server with a gateway of its own, to which the proxy leads from now on.
+func (s *site) serve() {
+	s.t.Helper()
+	gw, err := gateway.New(s.hub, &gateway.Options{
+		Authorize: authorize, Heartbeat: s.beat, Drain: 500 * time.Millisecond,
+		Limits: gateway.Limits{Frames: -1, Publishes: -1, PerUser: -1, Pending: -1},
+		Trace: &gateway.Trace{
+			Connected: func(i gateway.Info) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.open++
+				s.users[i.User]++
+				s.most = max(s.most, s.open)
+			},
+			Disconnected: func(i gateway.Info, _ error) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.open--
+				s.users[i.User]--
+			},
+		},
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	page := func(w http.ResponseWriter, text string) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		fmt.Fprint(w, text)
+	}
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		if csp := r.URL.Query().Get("csp"); csp != "" {
+			w.Header().Set("Content-Security-Policy", csp)
+		}
+		page(w, `<!doctype html><title>tab</title><script type="module" src="/page.js"></script>`)
+	})
+	mux.HandleFunc("GET /frame", func(w http.ResponseWriter, r *http.Request) {
+		page(w, fmt.Sprintf(frame, strings.ReplaceAll(r.URL.RawQuery, "&", "&amp;")))
+	})
+	mux.HandleFunc("GET /blank", func(w http.ResponseWriter, _ *http.Request) { page(w, "<!doctype html><title>blank</title>") })
+	mux.HandleFunc("GET /page.js", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/javascript")
+		w.Header().Set("Access-Control-Allow-Origin", "*") // a sandbox is another origin
+		fmt.Fprint(w, strings.Replace(script, "MODULE", strconv.Quote(browser.URL("/holdfast/")), 1))
+	})
+	mux.HandleFunc("GET /holdfast/", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		http.StripPrefix("/holdfast/", browser.Handler(nil)).ServeHTTP(w, r)
+	})
+	mux.HandleFunc("GET /ws", func(w http.ResponseWriter, r *http.Request) { s.ws(w, r, gw) })
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	srv := &http.Server{Handler: mux}
+	s.wg.Go(func() { srv.Serve(ln) })
+	if s.proxy == nil {
+		if s.proxy, err = faultproxy.New(ln.Addr().String()); err != nil {
+			s.t.Fatal(err)
+		}
+		s.host = s.proxy.Addr()
+	}
+	s.proxy.SetTarget(ln.Addr().String())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gw, s.srv = gw, srv
+}
+
+// kill ends a server as a crash does.
+func (s *site) kill(gw *gateway.Gateway, srv *http.Server) {
+	s.proxy.ResetAll()
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	gw.Shutdown(now)
+	srv.Close()
+}
+
+// browse runs a case: with a server and an empty profile of the browser.
+func browse(t *testing.T, b *chromium.Browser, name string, f func(s *site)) {
+	t.Run(name, func(t *testing.T) {
+		start := time.Now()
+		s := open(t, b, heartbeat.Config{Interval: time.Second, Timeout: 700 * time.Millisecond})
+		defer s.close()
+		f(s)
+		t.Logf("%.1f s, %d dials, at most %d connections at once", time.Since(start).Seconds(), s.dials.Load(), s.most)
+	})
+}
+
+func open(t testing.TB, b *chromium.Browser, beat heartbeat.Config) *site {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	s := &site{t: t, ctx: ctx, b: b, beat: beat, users: map[string]int{}}
+	t.Cleanup(cancel)
+	limits := func(string) replay.Limits { return replay.Limits{Entries: 50_000, Bytes: 64 << 20} }
+	s.mem = backplane.NewMemory(&backplane.MemoryOptions{Limits: limits})
+	s.hub = backplane.New(s.mem, &backplane.Options{Limits: limits})
+	s.serve()
+	var err error
+	if s.p, err = b.Profile(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *site) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s.p.Close(ctx)
+	s.kill(s.gw, s.srv)
+	s.proxy.Close()
+	s.wg.Wait()
+	s.hub.Close(ctx)
+	s.mem.Close()
+}
+
+// A tab is a page of a site.
+type tab struct {
+	*chromium.Tab
+	s    *site
+	name string
+}
+
+// tab opens the test page, and returns when it is live. The query is "share=leader&...";
+// topics are news and pub if it has none.
+func (s *site) tab(query, init string) *tab {
+	s.t.Helper()
+	t := s.load("/?"+s.query(query), init)
+	t.until("window.up && live()")
+	return t
+}
+
+func (s *site) query(query string) string {
+	s.t.Helper()
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if !q.Has("topics") {
+		q.Set("topics", "news,pub")
+	}
+	return q.Encode()
+}
+
+var tabs atomic.Int64
+
+func (s *site) load(path, init string) *tab {
+	s.t.Helper()
+	t, err := s.p.Open(s.ctx, "http://"+s.host+path, init)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return &tab{t, s, "tab" + strconv.FormatInt(tabs.Add(1), 10)}
+}
+
+// tabs opens n of the same.
+func (s *site) tabs(n int, query string) (ts []*tab) {
+	s.t.Helper()
+	for range n {
+		ts = append(ts, s.tab(query, ""))
+	}
+	return ts
+}
+
+// must ends the test after an error.
+func (s *site) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// eval evaluates an expression in the page.
+func (t *tab) eval(expression string, result any) {
+	t.s.t.Helper()
+	if err := t.Eval(t.s.ctx, expression, result); err != nil {
+		t.s.t.Fatalf("%s: %v", t.name, err)
+	}
+}
+
+// until waits for a condition, or a promise of one, in the page.
+func (t *tab) until(condition string) {
+	t.s.t.Helper()
+	for {
+		var ok bool
+		err := t.Eval(t.s.ctx, "Promise.resolve("+condition+").then(x => !!x)", &ok)
+		if ok {
+			return
+		}
+		select {
+		case <-t.s.ctx.Done():
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			defer cancel()
+			var info any
+			t.Eval(ctx, "c.info().then(i => ({ ...i, errors, states, resets, published, acks: acks.length }))", &info)
+			text, _ := json.Marshal(info)
+			t.s.t.Fatalf("%s: %s: never true (%v); server: %+v; %s\n%s", t.name, condition, err, t.s.gw.Stats(), text, strings.Join(t.Logs(), "\n"))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// until waits for a condition at the server.
+func (s *site) until(what string, ok func() bool) {
+	s.t.Helper()
+	for !ok() {
+		select {
+		case <-s.ctx.Done():
+			s.t.Fatalf("never: %s; %d connections, %+v", what, s.conns(), s.gw.Stats())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// conns returns how many connections are welcome now.
+func (s *site) conns() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open
+}
+
+// connected waits until so many are.
+func (s *site) connected(n int) {
+	s.t.Helper()
+	s.until(fmt.Sprintf("%d connections", n), func() bool { return s.conns() == n })
+}
+
+// atMost checks how many there were at once.
+func (s *site) atMost(n int) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.most > n {
+		s.t.Errorf("%d connections at once, want at most %d", s.most, n)
+	}
+}
+
+// dialled checks how often the server was dialled.
+func (s *site) dialled(n int64) {
+	s.t.Helper()
+	if got := s.dials.Load(); got != n {
+		s.t.Errorf("%d dials, want %d", got, n)
+	}
+}
+
+// say publishes a message at the server.
+func (s *site) say(topic string, data any) {
+	text, err := json.Marshal(data)
+	if err == nil {
+		_, err = s.hub.Publish(context.Background(), topic, backplane.Message{Data: text})
+	}
+	if err != nil {
+		s.t.Error(err)
+	}
+}
+
+// A feed publishes 0, 1, 2 and so on.
+type feed struct {
+	s     *site
+	topic string
+	n     atomic.Int64
+	quit  chan struct{}
+	done  sync.WaitGroup
+}
+
+// feed begins to publish every 3 ms, until stop.
+func (s *site) feed(topic string) *feed {
+	f := &feed{s: s, topic: topic, quit: make(chan struct{})}
+	f.done.Go(func() {
+		tick := time.NewTicker(3 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-f.quit:
+				return
+			case <-s.ctx.Done():
+				return
+			case <-tick.C:
+				s.say(topic, f.n.Load())
+				f.n.Add(1)
+			}
+		}
+	})
+	return f
+}
+
+// more waits until so many more are published.
+func (f *feed) more(n int64) {
+	f.s.t.Helper()
+	to := f.n.Load() + n
+	f.s.until("traffic", func() bool { return f.n.Load() >= to })
+}
+
+// stop ends it and returns how many there were.
+func (f *feed) stop() int {
+	close(f.quit)
+	f.done.Wait()
+	return int(f.n.Load())
+}
+
+// exact waits until the tabs have n numbers of a topic, and checks that these are all,
+// in order, once. No chain was broken on the way, and nothing was reset.
+func (s *site) exact(topic string, n int, ts ...*tab) {
+	s.t.Helper()
+	for _, t := range ts {
+		t.until(fmt.Sprintf("(got[%q] ?? []).length >= %d", topic, n))
+	}
+	for _, t := range ts {
+		var fault string
+		if t.eval(fmt.Sprintf("fault(%q, %d)", topic, n), &fault); fault != "" {
+			s.t.Errorf("%s: %s: %s", t.name, topic, fault)
+		}
+		t.clean()
+	}
+}
+
+// clean checks that nothing has gone wrong in a tab.
+func (t *tab) clean() {
+	t.s.t.Helper()
+	var r struct {
+		Resets, Errors []any
+		Broken, Faults int
+		Fault          string
+	}
+	t.eval("c.info().then(i => ({ resets, errors, broken: i.counters.broken, faults: i.counters.faults, fault: i.fault }))", &r)
+	if len(r.Resets)+len(r.Errors)+r.Broken+r.Faults > 0 {
+		t.s.t.Errorf("%s: %+v", t.name, r)
+	}
+}
+
+// echo lets the tabs publish: each after every seventh message that it gets, and the
+// visible one every few milliseconds.
+func echo(ts ...*tab) {
+	for _, t := range ts {
+		t.eval(fmt.Sprintf("window.echo = %q, void setInterval(() => window.echo && document.visibilityState === 'visible' && publish('pub', echo + '+' + published), 4)", t.name), nil)
+	}
+}
+
+// echoed ends that, and checks that each publish was answered, and is stored, once, and
+// came to each tab, in the same order.
+func (s *site) echoed(ts ...*tab) {
+	s.t.Helper()
+	total := 0
+	for _, t := range ts {
+		t.eval("window.echo = ''", nil)
+	}
+	ids := map[string]bool{}
+	for _, t := range ts {
+		t.until("acks.length + errors.length >= published")
+		var acks []struct{ ID, Outcome, Pos string }
+		t.eval("acks", &acks)
+		total += len(acks)
+		for _, a := range acks {
+			ids[a.ID] = true
+		}
+	}
+	page, err := s.mem.Read(s.ctx, "pub", replay.Position{}, replay.Budget{Entries: -1, Bytes: -1})
+	s.must(err)
+	var stored []string
+	for _, e := range page.Entries {
+		var text string
+		s.must(json.Unmarshal(e.Data, &text))
+		stored = append(stored, text)
+	}
+	once := slices.Compact(slices.Sorted(slices.Values(stored)))
+	mine := 0 // those of tabs that are no more are not answered
+	for _, text := range once {
+		if slices.ContainsFunc(ts, func(t *tab) bool { return strings.HasPrefix(text, t.name+":") || strings.HasPrefix(text, t.name+"+") }) {
+			mine++
+		}
+	}
+	if len(once) != len(stored) || mine != total || len(ids) != total || total == 0 {
+		s.t.Errorf("%d publishes were answered, with %d ids; %d of %d are stored, %d without repetition", total, len(ids), mine, len(stored), len(once))
+	}
+	for _, t := range ts {
+		t.until(fmt.Sprintf("(got.pub ?? []).length >= %d", len(stored)))
+		var got []string
+		if t.eval("got.pub", &got); !slices.Equal(got, stored) {
+			s.t.Errorf("%s: has %d of pub, not the %d that are stored", t.name, len(got), len(stored))
+		}
+		t.clean()
+	}
+	s.t.Logf("%d publishes of %d tabs, each answered and stored once", total, len(ts))
+}
+
+// survivors returns those tabs that answer.
+func survivors(s *site, ts []*tab) (alive []*tab) {
+	s.t.Helper()
+	ok := make([]bool, len(ts))
+	var wg sync.WaitGroup
+	for i, t := range ts {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(s.ctx, 3*time.Second)
+			defer cancel()
+			ok[i] = t.Eval(ctx, "1", nil) == nil
+		})
+	}
+	wg.Wait()
+	for i, t := range ts {
+		if ok[i] {
+			alive = append(alive, t)
+		}
+	}
+	return alive
+}
+
+func without(ts []*tab, t *tab) []*tab {
+	return slices.DeleteFunc(slices.Clone(ts), func(x *tab) bool { return x == t })
+}
+
+// killWorker kills the worker's process, when those of earlier cases are gone.
+func (s *site) killWorker() {
+	s.t.Helper()
+	var err error
+	s.until("one shared worker", func() bool {
+		err = s.b.KillWorker(s.ctx)
+		return err == nil || !strings.Contains(err.Error(), "shared workers run")
+	})
+	s.must(err)
+}
+
+func TestTabs(t *testing.T) {
+	b, err := chromium.Start(chromium.Find(t), "--host-resolver-rules=MAP intranet.test 127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+
+	for _, share := range []string{"worker", "leader"} {
+		browse(t, b, "ten tabs are one connection/"+share, func(s *site) {
+			ts := s.tabs(10, "share="+share)
+			for i := range 1000 {
+				s.say("news", i)
+			}
+			s.exact("news", 1000, ts...)
+			s.connected(1)
+			s.atMost(1)
+			s.dialled(1)
+			if n := s.gw.Stats().Subscriptions; n != 2 {
+				s.t.Errorf("%d subscriptions, want those of two topics", n)
+			}
+			for _, t := range ts {
+				t.until("c.info().then(i => i.mode === '" + share + "' && i.hub.tabs === 10)")
+			}
+		})
+	}
+
+	browse(t, b, "the worker is killed", func(s *site) {
+		first := s.tab("share=worker", "") // in whose process the worker is
+		ts := s.tabs(9, "share=worker")
+		s.must(first.Close(s.ctx))
+		news := s.feed("news")
+		echo(ts...)
+		news.more(50)
+		s.killWorker()
+		s.until("a new dial", func() bool { return s.dials.Load() == 2 })
+		news.more(100)
+		alive := survivors(s, ts)
+		n := news.stop()
+		s.exact("news", n, alive...)
+		s.echoed(alive...)
+		s.connected(1)
+		s.dialled(2)
+		if len(alive) < 8 {
+			s.t.Errorf("%d of 9 tabs are left", len(alive))
+		}
+		s.t.Logf("%d messages in each of %d tabs", n, len(alive))
+	})
+
+	for _, share := range []string{"worker", "leader"} {
+		browse(t, b, "the server restarts/"+share, func(s *site) {
+			ts := s.tabs(6, "share="+share)
+			news := s.feed("news")
+			echo(ts...)
+			news.more(50)
+			gw, srv := s.gw, s.srv
+			s.serve()
+			s.kill(gw, srv) // a crash
+			s.until("a second dial", func() bool { return s.dials.Load() == 2 })
+			s.connected(1)
+			news.more(50)
+			gw, srv = s.gw, s.srv
+			s.serve()
+			s.must(gw.Shutdown(s.ctx)) // a deploy
+			s.until("a third dial", func() bool { return s.dials.Load() == 3 })
+			srv.Close()
+			s.connected(1)
+			news.more(50)
+
+			s.proxy.Refuse.Store(true) // no server for a while
+			s.proxy.ResetAll()
+			for _, t := range ts {
+				t.until("c.state !== 'open' && states.includes('waiting')")
+			}
+			news.more(50)
+			s.proxy.Refuse.Store(false)
+			s.connected(1)
+			n := news.stop()
+			s.exact("news", n, ts...)
+			s.echoed(ts...)
+			s.dialled(4)
+			s.atMost(1)
+			s.connected(1)
+		})
+	}
+}
