@@ -1203,7 +1203,7 @@ class Tab {
         return p.reject(new HoldfastError(m.error.code, m.error.message, { ...m.error, id: m.id, topic: m.topic }));
       }
       case 'ask': return this.onAsk(m);
-      case 'pong': this.heard = now(); return;
+      case 'pong': if (this.mode === 'worker') this.heard = now(); return; // of a leader: see onChannel
       case 'info': return this.asks.get(m.r)?.(m.info);
       case 'fault': this.counters.faults++; this.fault = m.message; // a throw in a worker is seen nowhere else (trap 19)
     }
@@ -1219,7 +1219,7 @@ class Tab {
     this.hubId = m.hub;
     if (m.build && m.build !== BUILD && m.build > '') this.build = m.build;
     this.hubWatch?.abort();
-    if (m.lock) {
+    if (m.lock && this.locks) {
       this.hubWatch = new AbortController();
       // We act in the lock's callback: timers of a hidden tab take up to a minute (trap 1).
       watch(this.locks, m.lock, 'shared', this.hubWatch.signal, () => { this.dead = m.hub; this.welcomed = false; this.joinWorker(); });

@@ -89,7 +89,8 @@ type site struct {
 	beat  heartbeat.Config
 	host  string // as the browser knows it
 
-	dials atomic.Int64 // requests for a WebSocket
+	hold  chan struct{} // ends what asks for /hold
+	dials atomic.Int64  // requests for a WebSocket
 	wg    sync.WaitGroup
 
 	mu    sync.Mutex // guards all below
@@ -167,6 +168,12 @@ func (s *site) serve() {
 		w.Header().Set("Access-Control-Allow-Origin", "*")
 		http.StripPrefix("/holdfast/", browser.Handler(nil)).ServeHTTP(w, r)
 	})
+	mux.HandleFunc("GET /hold", func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-s.hold:
+		case <-r.Context().Done():
+		}
+	})
 	mux.HandleFunc("GET /ws", func(w http.ResponseWriter, r *http.Request) { s.ws(w, r, gw) })
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -208,7 +215,7 @@ func browse(t *testing.T, b *chromium.Browser, name string, f func(s *site)) {
 
 func open(t testing.TB, b *chromium.Browser, beat heartbeat.Config) *site {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	s := &site{t: t, ctx: ctx, b: b, beat: beat, users: map[string]int{}}
+	s := &site{t: t, ctx: ctx, b: b, beat: beat, hold: make(chan struct{}), users: map[string]int{}}
 	t.Cleanup(cancel)
 	limits := func(string) replay.Limits { return replay.Limits{Entries: 50_000, Bytes: 64 << 20} }
 	s.mem = backplane.NewMemory(&backplane.MemoryOptions{Limits: limits})
@@ -294,6 +301,24 @@ func (t *tab) eval(expression string, result any) {
 	if err := t.Eval(t.s.ctx, expression, result); err != nil {
 		t.s.t.Fatalf("%s: %v", t.name, err)
 	}
+}
+
+// back goes back, to a page that is live then.
+func (t *tab) back() {
+	t.s.t.Helper()
+	var err error
+	t.s.until("the way back", func() bool { // for a moment the page there is none that could be asked
+		err = t.Back(t.s.ctx)
+		return err == nil || !strings.Contains(err.Error(), "active page")
+	})
+	t.s.must(err)
+	t.until("window.up && live()")
+}
+
+// busy keeps the page from doing anything.
+func (t *tab) busy() (goOn func()) {
+	t.eval("void setTimeout(() => { const r = new XMLHttpRequest(); r.open('GET', '/hold?a', false); r.send(); })", nil)
+	return func() { close(t.s.hold) }
 }
 
 // until waits for a condition, or a promise of one, in the page.
@@ -450,7 +475,7 @@ func (t *tab) clean() {
 // visible one every few milliseconds.
 func echo(ts ...*tab) {
 	for _, t := range ts {
-		t.eval(fmt.Sprintf("window.echo = %q, void setInterval(() => window.echo && document.visibilityState === 'visible' && publish('pub', echo + '+' + published), 4)", t.name), nil)
+		t.eval(fmt.Sprintf("window.echo = %q, void setInterval(() => window.echo && document.visibilityState === 'visible' && published - acks.length < 500 && publish('pub', echo + '+' + published), 4)", t.name), nil)
 	}
 }
 
@@ -617,8 +642,350 @@ func TestTabs(t *testing.T) {
 			s.exact("news", n, ts...)
 			s.echoed(ts...)
 			s.dialled(4)
-			s.atMost(1)
 			s.connected(1)
 		})
 	}
+
+	for _, share := range []string{"worker", "leader"} {
+		browse(t, b, "what a tab had for itself is freed/"+share, func(s *site) {
+			ts := s.tabs(2, "share="+share)
+			closed, crashed := s.tab("topics=news,pub,own&share="+share, ""), s.tab("topics=pub,own,mine&share="+share, "")
+			subscriptions := func(n int) {
+				s.t.Helper()
+				s.until(fmt.Sprintf("%d subscriptions", n), func() bool {
+					return s.gw.Stats().Subscriptions == n && s.hub.Stats().Subscribers == n
+				})
+			}
+			subscriptions(4)
+			s.must(closed.Close(s.ctx))
+			ts[0].until("c.info().then(i => i.hub.tabs === 3)")
+			subscriptions(4) // another has it still
+			crashed.Crash(s.ctx)
+			subscriptions(2)
+			ts = survivors(s, ts) // a process may be that of two tabs
+			for i := range 100 {
+				s.say("news", i)
+			}
+			s.exact("news", 100, ts...)
+			s.connected(1)
+			if len(ts) == 2 {
+				s.dialled(1)
+			}
+		})
+	}
+
+	deaf := "const add = EventTarget.prototype.addEventListener; EventTarget.prototype.addEventListener = function (t, ...a) { if (t !== 'freeze') add.call(this, t, ...a); };"
+	for _, c := range []struct {
+		name, init string
+		lose       func(leader *tab) error
+		frozen     bool
+	}{
+		{name: "closed", lose: func(l *tab) error { return l.Close(l.s.ctx) }},
+		{name: "crashed", lose: func(l *tab) error { l.Crash(l.s.ctx); return nil }},
+		{name: "elsewhere", lose: func(l *tab) error { return l.Navigate(l.s.ctx, "http://"+l.s.host+"/blank") }},
+		{name: "frozen", lose: func(l *tab) error { return l.Freeze(l.s.ctx, true) }, frozen: true},
+		{name: "frozen and does not notice", lose: func(l *tab) error { return l.Freeze(l.s.ctx, true) }, init: deaf, frozen: true},
+	} {
+		browse(t, b, "the leader is "+c.name, func(s *site) {
+			query := `share=leader&times={"probe":1000,"lease":500}`
+			leader := s.tab(query, c.init)
+			ts := s.tabs(3, query)
+			leader.until("c.info().then(i => i.leads)")
+			news := s.feed("news")
+			echo(append(ts, leader)...)
+			news.more(50)
+			s.must(c.lose(leader))
+			start := time.Now()
+			s.until("a new dial", func() bool { return s.dials.Load() >= 2 })
+			s.t.Logf("dialled again after %d ms", time.Since(start).Milliseconds())
+			news.more(100)
+			s.connected(1) // what a frozen page does not close the server does
+			ts = survivors(s, ts)
+			if c.frozen {
+				s.must(leader.Freeze(s.ctx, false))
+				ts = append(ts, leader)
+				news.more(50)
+			}
+			n := news.stop()
+			s.exact("news", n, ts...)
+			s.echoed(ts...)
+			s.connected(1)
+			s.dialled(2)
+			if len(ts) < 2 {
+				s.t.Errorf("%d tabs are left", len(ts))
+			}
+		})
+	}
+
+	for _, share := range []string{"worker", "leader"} {
+		browse(t, b, "reloaded, and gone back to/"+share, func(s *site) {
+			ts := s.tabs(3, "keep=session&share="+share)
+			news := s.feed("news")
+			dials := int64(1)
+			for _, t := range []*tab{ts[1], ts[0]} { // the second leads nothing
+				news.more(20)
+				t.eval("void (window.old = true)", nil)
+				s.must(t.Reload(s.ctx))
+				t.until("window.up && !window.old && live()")
+			}
+			if share == "leader" {
+				dials++
+			}
+			s.connected(1)
+			s.dialled(dials)
+			news.more(20)
+			s.must(ts[1].Navigate(s.ctx, "http://"+s.host+"/blank"))
+			ts[1].until("location.pathname === '/blank'")
+			news.more(20)
+			ts[1].back()
+			news.more(20)
+			n := news.stop()
+			s.exact("news", n, ts...)
+			s.connected(1)
+
+			// And now as the only one.
+			s.must(ts[0].Close(s.ctx))
+			s.must(ts[2].Close(s.ctx))
+			ts[1].until("c.info().then(i => i.hub?.tabs === 1)")
+			s.connected(1)
+			s.must(ts[1].Navigate(s.ctx, "http://"+s.host+"/blank"))
+			s.connected(0) // nothing is left behind
+			s.say("news", n)
+			ts[1].back()
+			s.say("news", n+1)
+			s.exact("news", n+2, ts[1])
+			ts[1].eval("void (window.old = true)", nil)
+			s.must(ts[1].Reload(s.ctx))
+			s.say("news", n+2)
+			ts[1].until("window.up && !window.old && live()")
+			s.say("news", n+3)
+			s.exact("news", n+4, ts[1])
+			s.connected(1)
+		})
+
+		browse(t, b, "all tabs are hidden/"+share, func(s *site) {
+			ts := s.tabs(3, "share="+share)
+			s.load("/blank", "")
+			for _, t := range ts {
+				t.until("document.visibilityState === 'hidden'")
+			}
+			news := s.feed("news")
+			echo(ts...)
+			news.more(50)
+			gw, srv := s.gw, s.srv
+			s.serve()
+			s.kill(gw, srv)
+			s.until("a new dial", func() bool { return s.dials.Load() == 2 })
+			news.more(50)
+			n := news.stop()
+			s.exact("news", n, ts...)
+			s.echoed(ts...)
+			s.connected(1)
+			s.dialled(2)
+		})
+
+		browse(t, b, "another user has another connection/"+share, func(s *site) {
+			var ts []*tab
+			names := []string{"bob", "bobby", "bob", "bobby"}
+			for _, name := range names {
+				ts = append(ts, s.tab("topics=news,user/"+name+"&key="+name+"&token="+name+"&share="+share, ""))
+			}
+			s.connected(2)
+			s.dialled(2)
+			s.mu.Lock()
+			if s.users["bob"] != 1 || s.users["bobby"] != 1 {
+				s.t.Errorf("connections: %v", s.users)
+			}
+			s.mu.Unlock()
+			for i := range 50 {
+				s.say("news", i)
+				s.say("user/bob", i)
+				s.say("user/bobby", i)
+			}
+			s.exact("news", 50, ts...)
+			for i, t := range ts {
+				s.exact("user/"+names[i], 50, t)
+				t.until("Object.keys(got).length === 2")
+			}
+			ts[2].eval("void c.subscribe('user/bobby')", nil) // of which the other connection has a subscription
+			ts[2].until("errors.length === 1 && errors[0].includes('forbidden')")
+			s.say("user/bobby", 50)
+			s.exact("user/bobby", 51, ts[1], ts[3])
+			ts[2].until("!got['user/bobby']")
+		})
+
+		browse(t, b, "half of the link is dead/"+share, func(s *site) {
+			ts := s.tabs(3, "share="+share)
+			news := s.feed("news")
+			echo(ts...)
+			news.more(20)
+			s.proxy.HoleDown.Store(true)
+			handed := s.gw.Stats().Messages
+			s.until("messages for the hole", func() bool { return s.gw.Stats().Messages > handed+50 })
+			s.proxy.Heal() // for new connections; the old one remains silent
+			start := time.Now()
+			s.until("a new dial", func() bool { return s.dials.Load() >= 2 })
+			s.t.Logf("dialled again after %d ms", time.Since(start).Milliseconds())
+			news.more(50)
+			n := news.stop()
+			s.exact("news", n, ts...)
+			s.echoed(ts...)
+			s.connected(1)
+		})
+	}
+
+	for _, c := range []struct {
+		share, how string
+		stop       func(t *tab) (goOn func())
+	}{
+		{"worker", "frozen", func(t *tab) func() {
+			t.s.must(t.Freeze(t.s.ctx, true))
+			return func() { t.s.must(t.Freeze(t.s.ctx, false)) }
+		}},
+		{"worker", "busy", (*tab).busy},
+		{"leader", "busy", (*tab).busy}, // a frozen page goes on there: it gets what comes over a BroadcastChannel
+	} {
+		share := c.share
+		browse(t, b, "a tab is "+c.how+"/"+share, func(s *site) {
+			ts := s.tabs(3, "share="+share)
+			s.say("news", 0)
+			s.exact("news", 1, ts...)
+			stuck, all := ts[1], []*tab{ts[0], ts[2]}
+			goOn := c.stop(stuck)
+			pad := strings.Repeat("x", 200)
+			const n = 30_000
+			for i := 1; i <= n; i++ {
+				s.say("big", pad)
+				s.say("news", i)
+				if i%1000 == 0 { // as fast as those who are not stuck
+					for _, t := range all {
+						t.until(fmt.Sprintf("got.news.length > %d", i))
+					}
+				}
+			}
+			s.exact("news", n+1, all...)
+			var info struct {
+				Ring    int
+				Cursors []struct{ Behind, Unacked int }
+			}
+			ts[2].eval("c.info().then(i => ({ ring: i.hub.topics.news.ring, cursors: i.hub.topics.news.cursors }))", &info)
+			most := 0
+			for _, c := range info.Cursors {
+				most = max(most, c.Unacked)
+			}
+			if info.Ring > 8000 || most > 256 || len(info.Cursors) != 3 {
+				s.t.Errorf("the hub keeps %d messages, and %d are on their way to a tab: %+v", info.Ring, most, info)
+			}
+			goOn()
+			stuck.until(fmt.Sprintf("got.news[got.news.length - 1] === %d", n))
+			for i := n + 1; i <= n+50; i++ {
+				s.say("news", i)
+			}
+			s.exact("news", n+51, all...)
+			stuck.until(fmt.Sprintf("got.news[got.news.length - 1] === %d", n+50))
+			var r struct {
+				Resets []struct {
+					At, Missed int
+					Reason     string
+				}
+				News []int
+			}
+			stuck.eval("({ resets, news: got.news })", &r)
+			if len(r.Resets) != 1 || r.Resets[0].Missed+len(r.News) != n+51 {
+				s.t.Fatalf("%d messages and the resets %+v, want one, and %d in all", len(r.News), r.Resets, n+51)
+			}
+			for i, v := range r.News {
+				if i >= r.Resets[0].At {
+					i += r.Resets[0].Missed
+				}
+				if v != i {
+					s.t.Fatalf("message %d is %d; %+v", i, v, r.Resets)
+				}
+			}
+			s.t.Logf("%d of %d messages and a reset, %q", len(r.News), n+51, r.Resets[0].Reason)
+			s.connected(1)
+			s.dialled(1)
+		})
+	}
+
+	browse(t, b, "an old worker and a new page", func(s *site) {
+		old := s.tab("module="+url.QueryEscape("/holdfast/holdfast.js?v=0ld"), "")
+		recent := s.tabs(2, "")
+		s.connected(2)
+		news := s.feed("news")
+		echo(append(recent, old)...)
+		news.more(50)
+		n := news.stop()
+		s.exact("news", n, append(recent, old)...)
+		s.echoed(append(recent, old)...)
+		old.until("updates.length > 0 && updates.every(u => u !== '0ld')")
+		recent[0].until("updates.length === 0")
+		s.must(old.Close(s.ctx))
+		s.connected(1)
+		s.dialled(2)
+	})
+
+	var (
+		noWorker  = "delete window.SharedWorker;"
+		noChannel = "delete window.BroadcastChannel;"
+		noLocks   = "delete Navigator.prototype.locks;"
+	)
+	for _, c := range []struct {
+		name, query, init string
+		insecure          bool
+		mode              string
+		conns             int
+	}{
+		{name: "a strict policy", query: url.Values{"csp": {"default-src 'none'; script-src 'self'; connect-src 'self'"}}.Encode(), mode: "worker", conns: 1},
+		{name: "a policy without workers", query: url.Values{"csp": {"default-src 'none'; script-src 'self'; connect-src 'self'; worker-src 'none'"}}.Encode(), mode: "leader", conns: 1},
+		{name: "no SharedWorker", init: noWorker, mode: "leader", conns: 1},
+		{name: "no BroadcastChannel", init: noChannel, mode: "worker", conns: 1},
+		{name: "no SharedWorker and no BroadcastChannel", init: noWorker + noChannel, mode: "none", conns: 3},
+		{name: "no locks", init: noLocks, mode: "worker", conns: 1},
+		{name: "no locks and no SharedWorker", init: noLocks + noWorker, mode: "none", conns: 3},
+		{name: "an origin that is not secure", insecure: true, mode: "worker", conns: 1},
+	} {
+		browse(t, b, c.name, func(s *site) {
+			if c.insecure {
+				_, port, _ := net.SplitHostPort(s.host)
+				s.host = "intranet.test:" + port
+			}
+			var ts []*tab
+			for range 3 {
+				ts = append(ts, s.tab(c.query, c.init))
+			}
+			if c.insecure {
+				ts[0].until("!isSecureContext")
+			}
+			news := s.feed("news")
+			echo(ts...)
+			news.more(30)
+			n := news.stop()
+			s.exact("news", n, ts...)
+			s.echoed(ts...)
+			for _, t := range ts {
+				t.until("c.info().then(i => i.mode === '" + c.mode + "')")
+			}
+			s.connected(c.conns)
+			s.dialled(int64(c.conns))
+			s.must(ts[0].Close(s.ctx))
+			for i := range 20 {
+				s.say("news", n+i)
+			}
+			s.exact("news", n+20, ts[1:]...)
+			s.connected(max(1, c.conns-1))
+		})
+	}
+
+	browse(t, b, "a sandbox", func(s *site) {
+		t := s.load("/frame?"+s.query(""), "")
+		t.until("window.state === 'open'")
+		s.until("a subscription", func() bool { return s.gw.Stats().Subscriptions == 2 })
+		for i := range 50 {
+			s.say("news", i)
+		}
+		t.until("got.news?.length === 50 && got.news.every((n, i) => n === i) && resets.length === 0 && mode === 'none'")
+		s.connected(1)
+		s.dialled(1)
+	})
 }
