@@ -3,7 +3,7 @@
 FUZZTIME ?= 30s
 BENCH    ?= .
 
-.PHONY: demo test bench bench-peers fuzz lint
+.PHONY: demo test bench bench-browser bench-peers fuzz lint
 
 # What the project does, without a server to install: today the herd, simulated.
 demo:
@@ -16,6 +16,10 @@ test:
 # Our own benchmarks, the main ones with their physical floor beside them.
 bench:
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+# Ten tabs of a real browser over one connection, beside ten with one each.
+bench-browser:
+	go test ./client/browser -run '^$$' -bench Tabs -benchtime 1x
 
 # The same work done by other libraries, in one run. A module of its own.
 bench-peers:

@@ -209,6 +209,8 @@ func browse(t *testing.T, b *chromium.Browser, name string, f func(s *site)) {
 		s := open(t, b, heartbeat.Config{Interval: time.Second, Timeout: 700 * time.Millisecond})
 		defer s.close()
 		f(s)
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		t.Logf("%.1f s, %d dials, at most %d connections at once", time.Since(start).Seconds(), s.dials.Load(), s.most)
 	})
 }
@@ -738,6 +740,9 @@ func TestTabs(t *testing.T) {
 			ts[1].until("location.pathname === '/blank'")
 			news.more(20)
 			ts[1].back()
+			var shown int
+			ts[1].eval("shown", &shown)
+			s.t.Logf("came out of the back/forward cache: %v", shown == 1)
 			news.more(20)
 			n := news.stop()
 			s.exact("news", n, ts...)
@@ -988,4 +993,57 @@ func TestTabs(t *testing.T) {
 		s.connected(1)
 		s.dialled(1)
 	})
+}
+
+// BenchmarkTabs is ten tabs that share a connection, beside ten with one each: how many
+// connections that is at the server, and how late a message is in a tab.
+func BenchmarkTabs(b *testing.B) {
+	br, err := chromium.Start(chromium.Find(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer br.Close()
+	const tabs, messages = 10, 300
+	for _, size := range []int{64, 4096} {
+		for _, share := range []string{"worker", "leader", "none"} {
+			b.Run(fmt.Sprintf("share=%s/bytes=%d", share, size), func(b *testing.B) {
+				s := open(b, br, heartbeat.Config{})
+				defer s.close()
+				ts := s.tabs(tabs, "topics=news&share="+share)
+				type message struct {
+					N    int     `json:"n"`
+					Sent float64 `json:"sent"`
+					Pad  string  `json:"pad"`
+				}
+				pad := strings.Repeat("x", size)
+				var late []float64
+				for b.Loop() {
+					tick := time.NewTicker(10 * time.Millisecond)
+					for i := range messages {
+						<-tick.C
+						s.say("news", message{i, float64(time.Now().UnixMicro()) / 1000, pad})
+					}
+					tick.Stop()
+					for _, t := range ts {
+						t.until(fmt.Sprintf("got.news.length >= %d", messages))
+						var got [][2]float64 // number and delay
+						t.eval("got.news.splice(0)", &got)
+						for i, m := range got {
+							if int(m[0]) != i || len(got) != messages {
+								b.Fatalf("%s: message %d of %d is %v", t.name, i, len(got), m[0])
+							}
+							late = append(late, m[1])
+						}
+						t.clean()
+					}
+				}
+				slices.Sort(late)
+				b.ReportMetric(float64(s.conns()), "conns")
+				b.ReportMetric(float64(s.gw.Stats().Messages)/float64(b.N)/messages, "frames/msg")
+				b.ReportMetric(late[len(late)/2], "p50-ms")
+				b.ReportMetric(late[len(late)*95/100], "p95-ms")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
 }
