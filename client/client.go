@@ -78,6 +78,9 @@ type Client struct {
 	window      int // how many may be in sent
 	maxWindow   int
 	grown       int
+	slow        time.Time         // nothing but a beat is written before
+	careful     bool              // one subscribe at a time, since the server has found us too fast
+	complained  time.Time         // a complaint of the server was logged
 	holdAll     time.Time         // no message is written before
 	gap         time.Duration     // nor sooner than this after
 	lastPublish time.Time         // when the last one was written
@@ -85,6 +88,7 @@ type Client struct {
 	age         *time.Timer
 	ageArmed    bool
 	flushed     chan struct{} // closed when Closing and nothing is left
+	lost        int           // messages that were left at the end
 
 	ephemeral      [][]byte // frames
 	ephemeralBytes int
@@ -109,8 +113,7 @@ var (
 // background and at once. Nil opts are all defaults. The error is an [*OptionError].
 //
 // Subscribe and publish without waiting for the connection. If it cannot be had for good,
-// because credentials are refused or the server does not speak the protocol, the client is
-// [Closed], and all that waits for something returns the error that [Client.Err] tells.
+// because credentials are refused for example, the client is [Closed], and all that waits for something returns the error that [Client.Err] tells.
 //
 // A Prepare of the options that sets [Dial.Token] is the way to log in, and to get a new
 // token when the old one has expired.
@@ -163,6 +166,9 @@ func (c *Client) finishAll(err error) {
 		err = ErrClosed
 	}
 	c.err = err
+	if c.state == Closing {
+		c.lost = len(c.sent) + len(c.waiting)
+	}
 	c.setState(Closed)
 	for _, list := range [][]*Pending{c.sent, c.waiting} {
 		for _, p := range list {
@@ -193,7 +199,9 @@ func (c *Client) serve(s *Session) bool {
 	writer.Go(func() { c.write(s, read) })
 	err := c.read(s)
 	close(read)
+	timer := time.AfterFunc(closeGrace, func() { s.raw.Close() }) // the writer may be stuck
 	writer.Wait()
+	timer.Stop()
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -210,7 +218,7 @@ func (c *Client) serve(s *Session) bool {
 	for _, p := range sent {
 		p.doubt = true
 	}
-	c.sent, c.mute, c.holdAll, c.gap = nil, false, time.Time{}, 0
+	c.sent, c.mute, c.holdAll, c.gap, c.slow, c.careful = nil, false, time.Time{}, 0, time.Time{}, false
 	c.again(sent...)
 	c.stats.EphemeralDropped += uint64(len(c.ephemeral))
 	c.ephemeral, c.ephemeralBytes = nil, 0
@@ -320,6 +328,8 @@ func (c *Client) nextFrame(now time.Time, f *wire.Frame, buf []byte) (frame []by
 		return f.Append(buf), at
 	case !c.ready || c.goodbye:
 		return nil, c.deadline
+	case now.Before(c.slow):
+		return nil, c.slow
 	}
 	for topic := range c.leaving {
 		delete(c.leaving, topic)
@@ -413,7 +423,7 @@ func (c *Client) garbage(message []byte, err error) error {
 // session.
 func (c *Client) handle(s *Session, f *wire.Frame) error {
 	own(f)
-	welcome, complaint := false, false
+	welcome, complaint, goodbye := false, false, false
 	c.mu.Lock()
 	switch f.Type {
 	case wire.Welcome:
@@ -428,7 +438,7 @@ func (c *Client) handle(s *Session, f *wire.Frame) error {
 		c.beat = true
 		c.wakeWriter()
 	case wire.Goodbye:
-		if !c.goodbye {
+		if goodbye = !c.goodbye; goodbye {
 			c.goodbye, c.deadline = true, time.Now().Add(goodbyeGrace)
 			c.wakeWriter()
 		}
@@ -436,7 +446,9 @@ func (c *Client) handle(s *Session, f *wire.Frame) error {
 		if !c.ready {
 			c.refusal = serverError(f)
 		}
-		complaint = c.onError(f)
+		if now := time.Now(); c.onError(f) && now.Sub(c.complained) >= time.Second { // the others are only counted
+			c.complained, complaint = now, true
+		}
 	default:
 		if c.ready {
 			c.onFrame(f)
@@ -448,7 +460,7 @@ func (c *Client) handle(s *Session, f *wire.Frame) error {
 		s.Ready()
 		c.log(slog.LevelInfo, "client: welcome", slog.Int("session", s.Number), slog.String("conn", printable(f.Conn, maxReason)),
 			slog.String("node", printable(f.Node, maxReason)))
-	case f.Type == wire.Goodbye:
+	case goodbye:
 		s.Hint(time.Duration(min(f.Window, int64(time.Hour/time.Millisecond))) * time.Millisecond)
 		c.log(slog.LevelInfo, "client: goodbye", slog.Int("session", s.Number), slog.String("reason", printable(f.Reason, maxReason)))
 	case complaint:
@@ -463,7 +475,10 @@ const goodbyeGrace = 5 * time.Second
 
 // onWelcome is what the welcome does. The lock is held.
 func (c *Client) onWelcome(f *wire.Frame) {
-	c.ready, c.deadline, c.refusal, c.last = true, time.Time{}, nil, nil
+	c.ready, c.refusal, c.last = true, nil, nil
+	if !c.goodbye {
+		c.deadline = time.Time{}
+	}
 	c.limits, c.lastUnwanted = f.Limits, time.Now()
 	c.maxWindow = f.Limits.Pending
 	if c.maxWindow == 0 {
@@ -547,9 +562,10 @@ func (c *Client) Reconnect() {
 // and ends everything: when it returns nothing of the client runs, and nothing is dialled
 // any more. Subscribe, Send and Publish fail with ErrClosed from the beginning of Close.
 //
-// It returns the context.Cause of ctx if messages were left; they fail with ErrClosed. What
-// it does after ctx is done takes no time: the server is not waited for. It may be called
-// again, and by several goroutines.
+// If messages were left, which fail then, it returns the context.Cause of ctx, or what
+// [Client.Err] says if that was not the reason. What it does after ctx is done takes no
+// time, but for callbacks that have to return: the server is not waited for. It may be
+// called again, and by several goroutines.
 //
 // Do not call it from within a callback of the Options: it would wait for that to return.
 // There, start a goroutine for it.
@@ -569,7 +585,6 @@ func (c *Client) Close(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	c.mu.Lock()
-	left := c.n
 	c.leave = c.leave || c.state != Closed
 	session := c.session
 	c.wakeWriter()
@@ -586,10 +601,15 @@ func (c *Client) Close(ctx context.Context) error {
 	c.cancel(ErrClosed)
 	<-c.stopped
 	c.wg.Wait()
-	if left > 0 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.lost == 0:
+		return nil
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	return nil
+	return c.err
 }
 
 func (c *Client) log(level slog.Level, message string, attrs ...slog.Attr) {

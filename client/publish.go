@@ -158,7 +158,9 @@ type Pending struct {
 	topic string
 	id    string
 	frame []byte // as it travels; nil once it is answered
+	named bool   // the application has chosen the ID, and may use it for other topics, too
 	at    time.Time
+	wall  time.Time     // at, by the clock that goes on while the machine sleeps
 	done  chan struct{} // closed when all below is final
 
 	// Guarded by Client.mu.
@@ -271,10 +273,11 @@ func (c *Client) Publish(ctx context.Context, topic string, m Message) (Receipt,
 // others. But a message that the server refuses for the moment may be overtaken by those
 // that were on their way then; a publisher to whom that matters waits for each receipt.
 func (c *Client) Send(ctx context.Context, topic string, m Message) (*Pending, error) {
+	named := m.ID != ""
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case m.ID == "":
+	case !named:
 		m.ID = c.prefix + strconv.FormatUint(c.lastID.Add(1), 36)
 	}
 	if err := cmpErr(checkTopic(topic), checkName("ID", m.ID, maxID), checkName("Key", m.Key, maxKey)); err != nil {
@@ -282,7 +285,7 @@ func (c *Client) Send(ctx context.Context, topic string, m Message) (*Pending, e
 	}
 	f := wire.Frame{Type: wire.Publish, Topic: topic, ID: m.ID, Key: m.Key, Payload: wire.Fit(wire.None, m.Data)}
 	p := &Pending{
-		c: c, topic: topic, id: m.ID, at: time.Now(), done: make(chan struct{}),
+		c: c, topic: topic, id: m.ID, named: named, at: time.Now(), done: make(chan struct{}),
 		frame: f.Append(make([]byte, 0, len(topic)+len(m.ID)+len(m.Key)+len(m.Data)+len(m.Data)/2+64)),
 	}
 	c.mu.Lock()
@@ -370,7 +373,7 @@ func (c *Client) fits(p *Pending) bool {
 func (c *Client) enqueue(p *Pending) {
 	c.seq++
 	p.seq = c.seq
-	p.at = time.Now()
+	p.at, p.wall = time.Now(), c.loop.wall()
 	c.n++
 	c.bytes += len(p.frame)
 	c.waiting = append(c.waiting, p)
@@ -525,6 +528,16 @@ func (c *Client) nextPublish(now time.Time) (next *Pending, at time.Time) {
 	}
 	for i := 0; i < len(c.waiting); i++ {
 		p := c.waiting[i]
+		if p.named && slices.ContainsFunc(c.sent, func(o *Pending) bool { return o.id == p.id && o.topic != p.topic }) {
+			continue // which of them an answer is for, it does not say
+		}
+		if p.doubt && c.loop.wall().Sub(p.wall) >= c.opts.Age {
+			// We have slept, and the server may have forgotten the ID meanwhile.
+			c.waiting = remove(c.waiting, i)
+			c.finish(p, Receipt{}, ErrExpired)
+			i--
+			continue
+		}
 		if len(c.held) > 0 {
 			if h := c.held[p.topic]; h != nil {
 				if now.Before(h.until) {

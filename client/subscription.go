@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"iter"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -100,6 +101,7 @@ type Subscription struct {
 	held     int     // events received and not yet returned, credits permitting
 	heldSize int
 	over     bool // no more will come
+	resuming bool // it was paused since the server has confirmed it
 	err      error
 }
 
@@ -334,6 +336,9 @@ func (c *Client) end(s *Subscription, err error) {
 	if c.subs[s.topic] == s {
 		delete(c.subs, s.topic)
 	}
+	if i := slices.Index(c.wants, s); i >= 0 {
+		c.wants = slices.Delete(c.wants, i, i+1)
+	}
 	s.confirm()
 	s.tell()
 }
@@ -362,7 +367,7 @@ func (c *Client) wantLater(s *Subscription, atLeast time.Duration) {
 
 // pause stops a subscription for which there is no room. The lock is held.
 func (c *Client) pause(s *Subscription) {
-	s.phase, s.ref = paused, 0
+	s.phase, s.ref, s.resuming = paused, 0, true
 	c.leaving[s.topic] = struct{}{}
 	c.stats.Pauses++
 	c.wakeWriter()
@@ -371,6 +376,18 @@ func (c *Client) pause(s *Subscription) {
 // nextSubscribe returns the next subscription for which a subscribe is to be written, or
 // nil and when to look again. The lock is held.
 func (c *Client) nextSubscribe(now time.Time) (next *Subscription, at time.Time) {
+	if len(c.wants) == 0 {
+		return nil, time.Time{}
+	}
+	unanswered := 0
+	for _, s := range c.subs {
+		if s.phase == asked {
+			unanswered++
+		}
+	}
+	if unanswered >= maxAsked || c.careful && unanswered > 0 {
+		return nil, time.Time{} // the answer wakes the writer
+	}
 	kept := c.wants[:0]
 	for _, s := range c.wants {
 		switch {
@@ -394,6 +411,10 @@ func (c *Client) nextSubscribe(now time.Time) (next *Subscription, at time.Time)
 	return next, time.Time{}
 }
 
+// maxAsked is how many subscribes may be unanswered. Those of a client with thousands of
+// subscriptions, all at once after a reconnect, would be far too many frames for a server.
+const maxAsked = 32
+
 // subscribeFrame fills in the frame with which a subscription is asked for. The lock is held.
 func (s *Subscription) subscribeFrame(f *wire.Frame) {
 	*f = wire.Frame{Type: wire.Subscribe, Topic: s.topic, Ref: s.ref, Floor: s.opts.Floor, From: f.From[:0]}
@@ -410,6 +431,9 @@ func (c *Client) following(topic string) *Subscription {
 	s := c.subs[topic]
 	if s != nil && s.phase == following {
 		return s
+	}
+	if len(topic) > maxTopic {
+		return nil // nobody can have asked for that
 	}
 	if s == nil || s.phase == paused {
 		// The unsubscribe is under way, or was written some time ago: then it is told
@@ -432,6 +456,7 @@ func (c *Client) onSubscribed(f *wire.Frame) {
 		return
 	}
 	s.pace.Up()
+	c.wakeWriter()
 	if !f.Base.IsZero() && !s.pos.IsZero() && f.Base != s.pos {
 		c.repair(s) // going on there would lose or repeat something
 		return
@@ -440,6 +465,7 @@ func (c *Client) onSubscribed(f *wire.Frame) {
 	if s.pos.IsZero() {
 		s.pos, s.base = f.Base, f.Base
 	}
+	s.resuming = false
 	s.confirm()
 }
 
@@ -517,7 +543,7 @@ func (c *Client) onUnsubscribed(f *wire.Frame) {
 	if s == nil || s.ref == 0 || f.Ref != 0 && f.Ref != s.ref {
 		return // the answer to an unsubscribe
 	}
-	if f.Code == "" && f.Ref == 0 {
+	if f.Ref == 0 && (f.Code == "" || s.phase == asked) {
 		return // it may be that, too
 	}
 	c.refused(s, f)
@@ -525,7 +551,20 @@ func (c *Client) onUnsubscribed(f *wire.Frame) {
 
 // onError is what an error does. The lock is held.
 func (c *Client) onError(f *wire.Frame) (complaint bool) {
+	if f.Code == wire.TooFast && c.ready {
+		c.careful = true
+		if at := time.Now().Add(retry(f, time.Second)); at.After(c.slow) {
+			c.slow = at
+		}
+		c.stats.EphemeralDropped += uint64(len(c.ephemeral))
+		c.ephemeral, c.ephemeralBytes = nil, 0
+	}
 	if f.Ref != 0 {
+		if s := c.subs[f.Topic]; f.Code == wire.TooFast && f.Topic != "" && (s == nil || s.phase == paused) {
+			c.leaving[f.Topic] = struct{}{} // the unsubscribe was refused
+			c.wakeWriter()
+			return false
+		}
 		for _, s := range c.subs {
 			if s.ref == f.Ref {
 				c.refused(s, f)
@@ -545,6 +584,12 @@ func (c *Client) refused(s *Subscription, f *wire.Frame) {
 	switch f.Code {
 	case "", wire.TooFast, wire.TooManyPending, wire.Unavailable, wire.Internal:
 		c.wantLater(s, retry(f, 0))
+	case wire.TooManyTopics:
+		if s.resuming { // its place was given away while it was paused
+			c.wantLater(s, time.Second)
+			return
+		}
+		c.end(s, serverError(f))
 	default:
 		c.end(s, serverError(f))
 	}

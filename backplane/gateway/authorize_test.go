@@ -487,12 +487,12 @@ func TestRecheckAlsoEndsWhatStillWaits(t *testing.T) {
 		r.publish("x", "1")
 		s := r.welcome("anna")
 		bp.reads.close()
-		s.send(`{"t":"subscribe","topic":"x","last":1}`)
+		s.send(`{"t":"subscribe","topic":"x","last":1,"ref":5}`)
 		time.Sleep(time.Second)
 		g.deny(ErrForbidden)
 		r.gw.Recheck(context.Background(), "anna")
 		bp.reads.open()
-		if f := s.expect(wire.Unsubscribed); f.Code != wire.Forbidden {
+		if f := s.expect(wire.Error); f.Code != wire.Forbidden || f.Ref != 5 {
 			t.Errorf("%s", f.Append(nil))
 		}
 		s.alive()

@@ -18,6 +18,7 @@ import (
 type sub struct {
 	c     *conn
 	topic string
+	ref   uint64 // of the subscribe
 	feed  *feed
 	stop  atomic.Pointer[context.CancelFunc] // of join, while it runs
 	live  atomic.Pointer[backplane.Subscription]
@@ -39,7 +40,7 @@ func (c *conn) subscribe(f *wire.Frame) {
 		return
 	}
 	ctx, cancel := context.WithCancel(c.g.ctx)
-	s := &sub{c: c, topic: f.Topic}
+	s := &sub{c: c, topic: f.Topic, ref: f.Ref}
 	s.stop.Store(&cancel)
 	from := slices.Clone(f.From)
 	last, floor, ref := min(f.Last, max(c.g.opts.Limits.History, 0)), f.Floor, f.Ref
@@ -238,6 +239,10 @@ func (c *conn) unsubscribe(f *wire.Frame) {
 
 // drop ends a subscription of the server's own accord.
 func (c *conn) drop(s *sub, code, message string) {
+	if s.live.Load() == nil { // it has not been answered yet; if it is just now, that is an error of one that is over
+		c.failJoin(s, code, message, s.ref)
+		return
+	}
 	c.remove(s, &wire.Frame{Type: wire.Unsubscribed, Topic: s.topic, Code: code, Message: message})
 }
 
