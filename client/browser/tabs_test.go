@@ -549,10 +549,6 @@ func survivors(s *site, ts []*tab) (alive []*tab) {
 	return alive
 }
 
-func without(ts []*tab, t *tab) []*tab {
-	return slices.DeleteFunc(slices.Clone(ts), func(x *tab) bool { return x == t })
-}
-
 // killWorker kills the worker's process, when those of earlier cases are gone.
 func (s *site) killWorker() {
 	s.t.Helper()
