@@ -535,7 +535,7 @@ func survivors(s *site, ts []*tab) (alive []*tab) {
 	var wg sync.WaitGroup
 	for i, t := range ts {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(s.ctx, 3*time.Second)
+			ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
 			defer cancel()
 			ok[i] = t.Eval(ctx, "1", nil) == nil
 		})
@@ -608,6 +608,62 @@ func TestTabs(t *testing.T) {
 		s.t.Logf("%d messages in each of %d tabs", n, len(alive))
 	})
 
+	browse(t, b, "the worker is killed again and again", func(s *site) {
+		first := s.tab("share=worker", "")
+		ts := s.tabs(4, "share=worker")
+		s.must(first.Close(s.ctx))
+		news := s.feed("news")
+		echo(ts...)
+		var late []*tab
+		for range 3 {
+			news.more(20)
+			s.killWorker()
+			// Tabs are opened at that moment; they begin somewhere in the stream.
+			for range 2 {
+				late = append(late, s.load("/?"+s.query("share=worker"), ""))
+			}
+			ts = survivors(s, ts) // a successor may be in the process of a tab
+			late = survivors(s, late)
+			for _, t := range late {
+				t.until("window.up && live()")
+			}
+			s.connected(1)
+		}
+		news.more(20)
+		n := news.stop()
+		s.exact("news", n, ts...)
+		s.echoed(ts...)
+		for _, t := range late {
+			t.until(fmt.Sprintf("got.news.at(-1) === %d && got.news.every((n, i) => n === got.news[0] + i)", n-1))
+			t.clean()
+		}
+		for _, t := range append(ts, late...) {
+			t.until(fmt.Sprintf("c.info().then(i => i.mode === 'worker' && i.hub.tabs === %d)", len(ts)+len(late)))
+		}
+		s.connected(1)
+		if len(ts) == 0 || len(late) == 0 {
+			s.t.Errorf("%d and %d tabs are left", len(ts), len(late))
+		}
+		s.t.Logf("%d messages; %d tabs of 4 and %d of 6 that came later are left", n, len(ts), len(late))
+	})
+
+	browse(t, b, "the worker is killed with its tab", func(s *site) {
+		ts := s.tabs(4, "share=worker")
+		news := s.feed("news")
+		echo(ts...)
+		news.more(50)
+		ts[0].Crash(s.ctx) // with the worker, if that is in its process, as it usually is
+		news.more(100)
+		ts = survivors(s, ts)
+		n := news.stop()
+		s.exact("news", n, ts...)
+		s.echoed(ts...)
+		s.connected(1)
+		if len(ts) < 2 {
+			s.t.Errorf("%d tabs are left", len(ts))
+		}
+	})
+
 	for _, share := range []string{"worker", "leader"} {
 		browse(t, b, "the server restarts/"+share, func(s *site) {
 			ts := s.tabs(6, "share="+share)
@@ -647,17 +703,17 @@ func TestTabs(t *testing.T) {
 	for _, share := range []string{"worker", "leader"} {
 		browse(t, b, "what a tab had for itself is freed/"+share, func(s *site) {
 			ts := s.tabs(2, "share="+share)
-			closed, crashed := s.tab("topics=news,pub,own&share="+share, ""), s.tab("topics=pub,own,mine&share="+share, "")
+			closed, crashed := s.tab("topics=news,pub,own,alone&share="+share, ""), s.tab("topics=pub,own,mine&share="+share, "")
 			subscriptions := func(n int) {
 				s.t.Helper()
 				s.until(fmt.Sprintf("%d subscriptions", n), func() bool {
 					return s.gw.Stats().Subscriptions == n && s.hub.Stats().Subscribers == n
 				})
 			}
-			subscriptions(4)
+			subscriptions(5)
 			s.must(closed.Close(s.ctx))
 			ts[0].until("c.info().then(i => i.hub.tabs === 3)")
-			subscriptions(4) // another has it still
+			subscriptions(4) // another has one of its two still
 			crashed.Crash(s.ctx)
 			subscriptions(2)
 			ts = survivors(s, ts) // a process may be that of two tabs
@@ -714,6 +770,36 @@ func TestTabs(t *testing.T) {
 			}
 		})
 	}
+
+	browse(t, b, "the leader crashes, and the next are frozen", func(s *site) {
+		ts := s.tabs(4, "share=leader")
+		ts[0].until("c.info().then(i => i.leads)")
+		news := s.feed("news")
+		echo(ts...)
+		news.more(50)
+		for _, t := range ts[1:3] {
+			s.must(t.Freeze(s.ctx, true))
+		}
+		ts[0].Crash(s.ctx)
+		if ts = survivors(s, ts); len(ts) == 0 {
+			s.t.Fatal("no tab is left")
+		}
+		last := ts[len(ts)-1]
+		last.until("c.info().then(i => i.leads)")
+		news.more(50)
+		for _, t := range ts[:len(ts)-1] {
+			s.must(t.Freeze(s.ctx, false))
+		}
+		news.more(50)
+		s.must(last.Freeze(s.ctx, true)) // and now the others have to
+		ts[0].until("c.state === 'open'")
+		news.more(50)
+		s.must(last.Freeze(s.ctx, false))
+		n := news.stop()
+		s.exact("news", n, ts...)
+		s.echoed(ts...)
+		s.connected(1)
+	})
 
 	for _, share := range []string{"worker", "leader"} {
 		browse(t, b, "reloaded, and gone back to/"+share, func(s *site) {

@@ -31,7 +31,8 @@ type Browser struct {
 	mu   sync.Mutex // guards all below, and the order of writes
 	id   int64
 	wait map[int64]chan reply
-	logs map[string][]string // by session: what the page's console and exceptions say
+	logs map[string][]string      // by session: what the page's console and exceptions say
+	dead map[string]chan struct{} // by session: closed when the page's process is gone
 }
 
 type reply struct {
@@ -80,6 +81,7 @@ func Start(path string, flags ...string) (*Browser, error) {
 	b := &Browser{
 		cmd: exec.Command(path, append(args, "about:blank")...), out: out, dir: dir,
 		gone: make(chan struct{}), wait: map[int64]chan reply{}, logs: map[string][]string{},
+		dead: map[string]chan struct{}{},
 	}
 	b.cmd.ExtraFiles = []*os.File{read, write} // its descriptors 3 and 4
 	b.cmd.SysProcAttr = processGroup()
@@ -142,6 +144,11 @@ func (b *Browser) read(in *os.File) {
 		case "Runtime.exceptionThrown":
 			d := m.Params.ExceptionDetails
 			b.logs[m.SessionID] = append(b.logs[m.SessionID], d.Text+" "+d.Exception.Description)
+		case "Inspector.targetCrashed":
+			if c := b.dead[m.SessionID]; c != nil {
+				delete(b.dead, m.SessionID)
+				close(c)
+			}
 		}
 		b.mu.Unlock()
 	}
@@ -150,6 +157,11 @@ func (b *Browser) read(in *os.File) {
 // Call calls a method of the DevTools protocol, in a session or, if that is empty, of the
 // browser, and puts what it returns into result if that is not nil.
 func (b *Browser) Call(ctx context.Context, session, method string, params, result any) error {
+	return b.call(ctx, session, nil, method, params, result)
+}
+
+// call is Call for a page that may die.
+func (b *Browser) call(ctx context.Context, session string, dead <-chan struct{}, method string, params, result any) error {
 	if params == nil {
 		params = struct{}{}
 	}
@@ -181,6 +193,8 @@ func (b *Browser) Call(ctx context.Context, session, method string, params, resu
 		return fmt.Errorf("%s: %w", method, context.Cause(ctx))
 	case <-b.gone:
 		return fmt.Errorf("%s: the browser is gone", method)
+	case <-dead:
+		return fmt.Errorf("%s: the page has crashed", method)
 	case r := <-c:
 		if r.Error != nil {
 			return fmt.Errorf("%s: %s", method, r.Error.Message)
@@ -231,6 +245,7 @@ func (p *Profile) Close(ctx context.Context) error {
 type Tab struct {
 	b               *Browser
 	target, session string
+	dead            chan struct{} // closed when its process is gone, after which it cannot be used again
 }
 
 // Open opens a tab at url. Before any script of its own each of its pages runs init, if
@@ -252,8 +267,11 @@ func (p *Profile) Open(ctx context.Context, url, init string) (*Tab, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tab{p.b, target.TargetID, attached.SessionID}
-	for _, method := range []string{"Page.enable", "Runtime.enable"} {
+	t := &Tab{p.b, target.TargetID, attached.SessionID, make(chan struct{})}
+	p.b.mu.Lock()
+	p.b.dead[t.session] = t.dead
+	p.b.mu.Unlock()
+	for _, method := range []string{"Inspector.enable", "Page.enable", "Runtime.enable"} {
 		if err := t.call(ctx, method, nil, nil); err != nil {
 			return nil, err
 		}
@@ -267,7 +285,7 @@ func (p *Profile) Open(ctx context.Context, url, init string) (*Tab, error) {
 }
 
 func (t *Tab) call(ctx context.Context, method string, params, result any) error {
-	return t.b.Call(ctx, t.session, method, params, result)
+	return t.b.call(ctx, t.session, t.dead, method, params, result)
 }
 
 // Navigate goes to url, and returns when it has been answered.
@@ -415,8 +433,8 @@ func (b *Browser) renderers(ctx context.Context) (map[int]float64, error) {
 
 // KillWorker kills the process in which the only shared worker runs, as the system does
 // when memory is short. That may be a tab's process, too, which then is gone: calls for
-// it wait until their context is done. Chromium does not say which that is, so the worker is made to
-// burn processor time first, and the process that has burnt it is the one.
+// it fail. Chromium does not say which that is, so the worker is made to burn processor
+// time first, and the process that has burnt it is the one.
 func (b *Browser) KillWorker(ctx context.Context) error {
 	ids, err := b.workers(ctx)
 	if err != nil {

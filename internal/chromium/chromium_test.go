@@ -91,5 +91,8 @@ func TestABrowser(t *testing.T) {
 		t.Errorf("screenshot: %.10q %v", png, err)
 	}
 	two.Crash(ctx)
+	if err := two.Eval(ctx, "1", nil); err == nil || !strings.Contains(err.Error(), "crashed") {
+		t.Errorf("a crashed page: %v", err)
+	}
 	must(p.Close(ctx))
 }
