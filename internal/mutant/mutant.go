@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A Mutant is one planted bug.
@@ -24,7 +26,9 @@ type Mutant struct {
 // must pass without a bug and fail with any. It uses the go command's overlay and changes no
 // file.
 //
-// It takes a second or so for each mutant, and is skipped with -short.
+// It takes a second or so for each mutant, and is skipped with -short. With a number in
+// the environment variable HOLDFAST_MUTANTS, 3 say, one in three of them is tried, and
+// others each day. That all can still be planted is looked at in any case.
 func Run(t *testing.T, tests string, mutants ...Mutant) {
 	if testing.Short() {
 		t.Skip("planting bugs takes too long for -short")
@@ -32,7 +36,12 @@ func Run(t *testing.T, tests string, mutants ...Mutant) {
 	if out, err := try(t, tests, ""); err != nil {
 		t.Fatalf("the tests %s fail without a planted bug: %v\n%s", tests, err, out)
 	}
-	for _, m := range mutants {
+	share, turn := 1, 0
+	if n, err := strconv.Atoi(os.Getenv("HOLDFAST_MUTANTS")); err == nil && n > 1 {
+		share, turn = n, int(time.Now().Unix()/(24*60*60))%n
+		t.Logf("one in %d of %d planted bugs is tried today", n, len(mutants))
+	}
+	for i, m := range mutants {
 		t.Run(strings.ReplaceAll(m.Why, " ", "_"), func(t *testing.T) {
 			path, err := filepath.Abs(m.File)
 			if err != nil {
@@ -44,6 +53,9 @@ func Run(t *testing.T, tests string, mutants ...Mutant) {
 			}
 			if n := bytes.Count(source, []byte(m.Old)); n != 1 {
 				t.Fatalf("%s has %q %d times, want once: this mutant is out of date", m.File, m.Old, n)
+			}
+			if i%share != turn {
+				t.Skip("SKIPPED: not the turn of this planted bug")
 			}
 			dir := t.TempDir()
 			changed := filepath.Join(dir, "changed.go")
