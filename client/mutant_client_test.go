@@ -36,7 +36,7 @@ func TestBugsPlantedInTheClientAreFound(t *testing.T) {
 		mutant.Mutant{Why: "an unanswered message is not in doubt", File: "client.go",
 			Old: "		p.doubt = true\n", New: "		p.doubt = false\n"},
 		mutant.Mutant{Why: "Close does not wait for answers", File: "client.go",
-			Old: "	case <-c.flushed:\n	case <-c.stopped:\n	case <-ctx.Done():\n	}\n	c.mu.Lock()\n	left", New: "	default:\n	}\n	c.mu.Lock()\n	left"},
+			Old: "	case <-c.flushed:\n	case <-c.stopped:\n	case <-ctx.Done():\n	}\n	c.mu.Lock()\n	c.leave", New: "	default:\n	}\n	c.mu.Lock()\n	c.leave"},
 		mutant.Mutant{Why: "Close does not end the loop", File: "client.go",
 			Old: "	return !c.leave\n", New: "	return true\n"},
 		mutant.Mutant{Why: "the final error is not told", File: "client.go",

@@ -584,13 +584,11 @@ func (c *Client) refused(s *Subscription, f *wire.Frame) {
 	switch f.Code {
 	case "", wire.TooFast, wire.TooManyPending, wire.Unavailable, wire.Internal:
 		c.wantLater(s, retry(f, 0))
-	case wire.TooManyTopics:
-		if s.resuming { // its place was given away while it was paused
+	default:
+		if f.Code == wire.TooManyTopics && s.resuming { // its place was given away while it was paused
 			c.wantLater(s, time.Second)
 			return
 		}
-		c.end(s, serverError(f))
-	default:
 		c.end(s, serverError(f))
 	}
 }
