@@ -543,7 +543,7 @@ const watch = (locks, name, mode, signal, gone) => {
 // ---- Hub
 
 class Hub {
-  id = rid();
+  id = `${Date.now().toString(36)}-${rid()}`; // in the order of their births
   /** @type {Map<string, any>} */ tabs = new Map();
   /** @type {Map<string, any>} */ topics = new Map();
   /** @type {any} */ o = null;
@@ -571,7 +571,7 @@ class Hub {
       });
     }
     // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
-    const tab = { id: m.id, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), vis: m.vis, token: m.token, remote, presence: m.presence, seen: now() };
+    const tab = { id: m.id, a: m.a, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), vis: m.vis, token: m.token, remote, presence: m.presence, seen: now() };
     this.tabs.set(m.id, tab);
     tab.post({ t: 'welcome', v: PROTO, hub: this.id, lock, o: this.o, build: BUILD, state: this.status() });
     if (m.presence) watch(this.env.navigator.locks, m.presence, 'exclusive', tab.stop.signal, () => this.detach(m.id, tab));
@@ -630,7 +630,7 @@ class Hub {
       case 'reauth': this.reauth(id); break;
       case 'ping': tab.post({ t: 'pong', s: this.link.state, age: now() - this.link.heard }); break; // trap 4
       case 'info': tab.post({ t: 'info', r: m.r, info: this.info() }); break;
-      case 'bye': this.detach(id);
+      case 'bye': if (m.a === tab.a) this.detach(id);
     }
     return true;
   }
@@ -959,7 +959,7 @@ class Tab {
   /** Lets go of the Hub. */
   leave() {
     const { env } = this;
-    this.post({ t: 'bye' });
+    this.bye();
     this.post = () => {};
     this.welcomed = false;
     this.hubWatch?.abort();
@@ -981,7 +981,6 @@ class Tab {
     this.run++;
     this.leave();
     this.hubId = '';
-    this.dead = null;
     this.news?.close();
     this.free?.();
     this.free = null;
@@ -1030,8 +1029,9 @@ class Tab {
       // ever (trap 2). Watchers have a dead one's lock for a moment, but shared (trap 23).
       const alive = await this.alive().catch(() => []);
       if (run !== this.run || this.mode !== 'worker') return;
-      gen = alive[0]?.gen ?? (this.dead ? `after=${this.dead}` : '');
+      gen = alive[0]?.gen ?? (this.dead ? `after=${this.dead}` : this.tries > 1 ? 'again' : '');
     }
+    this.bye(); // perhaps it was only slow, and reads this after our hello
     this.worker?.port.close();
     this.welcomed = false;
     let w;
@@ -1060,11 +1060,13 @@ class Tab {
       }, T.ping);
     }
   }
-  /** Hubs of ours that live, the one to join first. */
+  /** Hubs of ours that live, the oldest first. */
   async alive() {
     const pre = `hf:hub:${BUILD}|${this.name}`, { held } = await this.locks.query();
-    return held.filter((/** @type {any} */ l) => l.mode === 'exclusive' && l.name.startsWith(pre)).map((/** @type {any} */ l) => l.name.slice(pre.length)).sort()
-      .map((/** @type {string} */ n) => ({ gen: n.slice(0, n.lastIndexOf('#')), id: n.slice(n.lastIndexOf('#') + 1) }));
+    return held.filter((/** @type {any} */ l) => l.mode === 'exclusive' && l.name.startsWith(pre)).map((/** @type {any} */ l) => {
+      const [gen, id] = l.name.slice(pre.length).split('#');
+      return { gen, id };
+    }).sort((/** @type {any} */ a, /** @type {any} */ b) => a.id < b.id ? -1 : 1);
   }
 
   // mode leader
@@ -1167,6 +1169,7 @@ class Tab {
 
   // with the Hub
 
+  bye() { this.post({ t: 'bye', a: this.a }); }
   hello() {
     this.welcomed = false;
     this.a = ++this.numbers;
@@ -1224,9 +1227,9 @@ class Tab {
       // We act in the lock's callback: timers of a hidden tab take up to a minute (trap 1).
       watch(this.locks, m.lock, 'shared', this.hubWatch.signal, () => { this.dead = m.hub; this.welcomed = false; this.joinWorker(); });
       this.env.clearTimeout(this.settleTimer);
-      this.settleTimer = this.env.setTimeout(async () => { // two founded at once: all go to the same one
+      this.settleTimer = this.env.setTimeout(async () => { // if there are two now, who founded the later one goes to the other
         const alive = await this.alive().catch(() => []);
-        if (this.hubId === m.hub && this.welcomed && alive[0] && alive[0].id !== m.hub) { this.post({ t: 'bye' }); this.joinWorker(); }
+        if (this.hubId === m.hub && this.welcomed && alive[0] && alive[0].id !== m.hub) this.joinWorker();
       }, T.settle);
     }
     this.set(m.state);

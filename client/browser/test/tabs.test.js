@@ -195,10 +195,31 @@ test('no locks: tabs that say nothing are forgotten, a worker that says nothing 
 
 test('a worker that never answers: another name, in the end another mode (traps 1, 2)', async () => {
   world = new World();
+  world.hung = { has: key => !key.endsWith('again') };
+  const two = [open(world.page(), { topics: ['a'] }), open(world.page(), { topics: ['a'] })];
+  await ready(...two);
+  assert.equal(await mode(two[0]), 'worker');
+  assert.equal(world.server.dials, 1);
+  world.end();
+  world = new World();
   world.hung = { has: () => true, add() {} };
   const tab = open(world.page(), { topics: ['a'] });
   await ready(tab);
   assert.equal(await mode(tab), 'leader');
+});
+
+test('a worker that was only slow to start dials for nobody who has gone on', async () => {
+  world = new World();
+  const ports = [];
+  world.connect = (url, name, port) => ports.push([name, port]);
+  const tab = open(world.page(), { topics: ['a'] });
+  await ready(tab);
+  assert.equal(await mode(tab), 'leader');
+  assert.equal(ports.length, 3);
+  delete world.connect;
+  for (const [name, port] of ports) world.connect('late', name, port, {});
+  await sleep(20);
+  assert.equal(world.server.conns.size, 1);
 });
 
 test('a newcomer joins the generation that lives; two that were founded at once become one', async () => {

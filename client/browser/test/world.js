@@ -79,7 +79,7 @@ class Agent extends EventTarget {
     };
     for (const kind of ['Timeout', 'Interval']) {
       this[`set${kind}`] = (f, ms) => {
-        const t = globalThis[`set${kind}`](() => { if (kind === 'Timeout') this.timers.delete(t); this.run(f); }, ms);
+        const t = globalThis[`set${kind}`](() => this.run(() => { if (!this.timers.has(t)) return; if (kind === 'Timeout') this.timers.delete(t); f(); }), ms);
         this.timers.add(t);
         return t;
       };
