@@ -202,8 +202,8 @@ export type State = 'connecting' | 'open' | 'waiting' | 'denied' | 'closed';
 /** Knows when somebody listens for messages: before that they are not taken. */
 declare class Listened extends EventTarget {
     live: boolean;
-    /** @param {string} type @param {any} listener @param {any} [options] */
-    addEventListener(type: string, listener: any, options?: any): void;
+    /** @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | AddEventListenerOptions} [options] */
+    addEventListener(type: string, listener: ((e: CustomEvent) => void) | EventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
     /** @protected */
     protected listened(): void;
 }

@@ -793,8 +793,10 @@ class Hub {
   /** @param {any} topic @param {any} f */
   refused(topic, f) {
     if (['', 'too_fast', 'too_many_pending', 'unavailable', 'internal'].includes(f.code ?? '')) return this.later(topic, Math.min(f.retry ?? 0, 3600e3));
-    this.topics.delete(topic.name);
-    this.out(topic, [...topic.fan.tabs.values()], { t: 'ended', code: f.code, message: f.message });
+    const all = [...topic.fan.tabs.values()], wrong = f.code === 'bad_position' ? all.filter(c => !c.told) : all; // who has just brought one
+    this.out(topic, wrong, { t: 'ended', code: f.code, message: f.message });
+    for (const c of wrong) topic.fan.tabs.delete(c.id);
+    if (!topic.fan.tabs.size) this.topics.delete(topic.name); else this.want(topic);
   }
 
   // publishes, by the rules of the Go client
@@ -1249,7 +1251,14 @@ class Tab {
     if (s?.n !== m.n) return;
     switch (m.t) {
       case 'at': s.at ??= m.pos; s.position ??= m.pos; return s.live();
-      case 'ended': return this.end(s, new HoldfastError(m.code, m.message, { topic: s.topic }));
+      case 'ended':
+        if (m.code === 'bad_position' && (s.position || s.floor)) { // perhaps kept for long: from now on, and say so
+          s.position = s.floor = null;
+          this.post(this.again(s));
+          s.queue.push({ q: 0, reset: { reason: m.code, missed: 0 } });
+          break;
+        }
+        return this.end(s, new HoldfastError(m.code, m.message, { topic: s.topic }));
       case 'entries':
         if (m.prev !== s.at) { this.counters.broken++; return this.post(this.again(s)); } // nothing is lost or repeated in silence
         s.at = m.pos;
@@ -1272,8 +1281,8 @@ class Tab {
     let event = null;
     if (reset) {
       this.counters.resets++;
-      s.position = reset.base;
-      event = { type: 'reset', topic, reason: reset.reason, missed: reset.missed, snapshot: reset.s && value(JSON.parse(reset.s)), pos: reset.base };
+      s.position = reset.base ?? s.position;
+      event = { type: 'reset', topic, reason: reset.reason, missed: reset.missed, snapshot: reset.s && value(JSON.parse(reset.s)), pos: reset.base ?? '' };
     } else {
       const f = JSON.parse(text);
       if (q) s.position = f.pos;
@@ -1446,9 +1455,9 @@ function check(field, s, max, min) {
 /** Knows when somebody listens for messages: before that they are not taken. */
 class Listened extends EventTarget {
   live = false;
-  /** @param {string} type @param {any} listener @param {any} [options] */
+  /** @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | AddEventListenerOptions} [options] */
   addEventListener(type, listener, options) {
-    super.addEventListener(type, listener, options);
+    super.addEventListener(type, /** @type {any} */ (listener), options);
     if (['message', 'reset', 'ephemeral'].includes(type)) { this.live = true; queueMicrotask(() => this.listened()); }
   }
   /** @protected */

@@ -364,6 +364,17 @@ test('last, from, floor, and what a second tab gets', async () => {
   assert.equal(world.server.conns.size, 1);
 });
 
+test('a position that the server cannot read is the fault of one tab only, which gets a reset', async () => {
+  const tabs = await start(2);
+  world.server.forbid = f => f.from?.includes('?') && { code: 'bad_position', field: 'from' };
+  const bad = open(world.page());
+  await bad.c.subscribe('a', { from: '?' }).ready;
+  await publish(5);
+  await have([...tabs, bad], all(5));
+  assert.deepEqual(bad.resets.map(r => r.reason), ['bad_position']);
+  assert.deepEqual(tabs.flatMap(t => [...t.resets, ...t.errors]), []);
+});
+
 test('positions are kept over a reload', async () => {
   for (const keep of ['session', 'local']) {
     const [tab] = await start(1, { keep, extendedLifetime: true });
@@ -529,6 +540,29 @@ test('final close codes end it, for all tabs', async () => {
   assert.match((await tabs[0].c.info()).why, /4403/);
   tabs[0].c.reconnect();
   await ready(...tabs);
+});
+
+test('a deploy: old and new pages do not run each other\'s worker, old pages are told (trap 14)', async () => {
+  const builds = await Promise.all(['1', '2'].map(v => import(`../holdfast.js?v=${v}`)));
+  for (const share of ['worker', 'leader']) {
+    world = new World();
+    world.builds = Object.fromEntries(builds.map((b, i) => [new URL(`../holdfast.js?v=${i + 1}`, import.meta.url).href, b.internal]));
+    const make = async i => {
+      const tab = { page: world.page(), updates: [] };
+      tab.page.performance.timeOrigin = ++time;
+      tab.c = new builds[i].Connection('ws://gw.test/ws', { share, topics: ['a'], backoff }, tab.page);
+      tab.c.addEventListener('update', e => tab.updates.push(e.detail.build));
+      await ready(tab);
+      return tab;
+    };
+    let time = Date.now();
+    const old = await make(0), young = await make(1), again = await make(1);
+    await until(() => old.updates.length);
+    assert.deepEqual([...new Set(old.updates)], ['2']);
+    assert.deepEqual([young.updates, again.updates], [[], []]);
+    assert.equal(world.server.conns.size, share === 'worker' ? 2 : 1);
+    world.end();
+  }
 });
 
 test('tabs of two PROTO numbers do not understand each other, and each goes its way', async () => {

@@ -162,7 +162,7 @@ export class World {
     if (this.blocked) return void setImmediate(() => this.blocked && handle.onerror?.(new Event('error')));
     const key = url + ' ' + name;
     if (this.hung.has(key)) return; // as Firefox: nothing, ever
-    const w = this.workers.get(key) ?? this.start(key, name);
+    const w = this.workers.get(key) ?? this.start(key, name, url);
     this.link(w, port);
   }
   link(w, port) {
@@ -170,12 +170,12 @@ export class World {
     w.ports.push(port);
     setImmediate(() => w.run(() => w.onconnect({ ports: [port] })));
   }
-  start(key, name) {
+  start(key, name, url) {
     const w = new Agent(this, { locks: this.pages[0].navigator.locks !== undefined });
     Object.assign(w, { name, ports: [] });
     this.workers.set(key, w);
     this.started = (this.started ?? 0) + 1;
-    internal.serveWorker(w);
+    (this.builds?.[url] ?? internal).serveWorker(w);
     return w;
   }
   /** As WebKit may do: another worker has the same ports, and knows nothing. */
