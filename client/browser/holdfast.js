@@ -563,7 +563,9 @@ class Hub {
   /** hello. @param {any} m @param {(m: any) => void} raw @param {string} [lock] that we hold @param {boolean} [remote] reached by cast */
   attach(m, raw, lock, remote = false) {
     if (m.v !== PROTO) return raw({ t: 'skew', v: PROTO });
-    this.tabs.get(m.id)?.stop.abort();
+    const old = this.tabs.get(m.id);
+    if (old?.a > m.a) return; // from a port that the tab has given up
+    old?.stop.abort();
     if (!this.link) {
       this.o = m.o; // of the first: others would need a socket of their own (trap 13)
       this.link = new Link(m.o.url, this.env, m.o.backoff, {
