@@ -49,6 +49,11 @@ var table = Table{
 		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire",
 		"github.com/coder/websocket",
 	},
+	"examples/chat": {
+		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire",
+		"github.com/coder/websocket", "github.com/redis/go-redis/v9",
+		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys",
+	},
 	"examples/twoservers": {
 		"./backoff", "./backplane", "./replay", "./internal/redistest", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys",

@@ -1,0 +1,213 @@
+// Chat is a room on several servers that can be broken while one looks: two nodes, a
+// front proxy that spreads connections over them, and one backplane.
+//
+//	go run ./examples/chat
+//	go run ./examples/chat -nodes 3 -redis redis://localhost:6379
+//	go run ./examples/chat/term -name anna     # from a terminal
+//
+// Then open http://localhost:8080/ in a few tabs and windows, and push the buttons: they
+// take your network away, kill and drain nodes, and restart all of them. Nothing is
+// missing afterwards, and nothing is there twice. The control API behind the buttons is
+// for demonstrations: who reaches the address can use it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/backplane/redisplane"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("chat: ")
+	o := options{timing: timings}
+	flag.StringVar(&o.addr, "addr", "localhost:8080", "where to listen; who reaches it can use the control API, which is for demos")
+	flag.IntVar(&o.nodes, "nodes", 2, "how many nodes")
+	flag.StringVar(&o.redis, "redis", "", "`URL` of a Redis, as in redis://localhost:6379; without it the backplane is in memory")
+	flag.Parse()
+	if flag.NArg() > 0 || o.nodes < 1 || o.nodes > 16 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Options of a chat.
+type options struct {
+	addr   string
+	nodes  int
+	redis  string
+	prefix string // of keys in Redis; empty for the default
+	timing timing
+}
+
+// A timing says how long what is done to the chat lasts.
+type timing struct {
+	lose    time.Duration // a user's network is lost
+	dead    time.Duration // a node that was killed is down
+	restart time.Duration // all nodes are down
+}
+
+var timings = timing{lose: 5 * time.Second, dead: 3 * time.Second, restart: time.Second}
+
+// run is the chat, until ctx ends.
+func run(ctx context.Context, o options) error {
+	c, err := start(o)
+	if err != nil {
+		return err
+	}
+	log.Printf("%s  (%d nodes, %s backplane)", c.url, len(c.nodes), c.backplane)
+	hint := "go run ./examples/chat/term -name anna"
+	if o.addr != "localhost:8080" {
+		hint += " -url ws" + c.url[len("http"):] + "ws"
+	}
+	log.Printf("or in a terminal: %s", hint)
+	select {
+	case err = <-c.served:
+		c.served <- nil
+	case <-ctx.Done():
+	}
+	return errors.Join(err, c.close())
+}
+
+// A chat is all that runs.
+type chat struct {
+	url       string
+	backplane string
+	timing    timing
+	nodes     []*node
+	front     *front
+	server    *http.Server
+	served    chan error // when the front's server has ended
+	memory    *backplane.Memory
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup // of the nodes
+}
+
+// start starts the nodes and the front.
+func start(o options) (*chat, error) {
+	listener, err := net.Listen("tcp", o.addr)
+	if err != nil {
+		return nil, fmt.Errorf("%w; choose another address with -addr", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &chat{timing: o.timing, cancel: cancel, served: make(chan error, 1), backplane: "memory", memory: backplane.NewMemory(nil)}
+	open := func() (backplane.Backplane, func() error, error) {
+		return c.memory, func() error { return nil }, nil
+	}
+	if o.redis != "" {
+		c.backplane = "redis"
+		open = func() (backplane.Backplane, func() error, error) { return openRedis(o.redis, o.prefix) }
+	}
+	c.front = &front{hold: o.timing.lose, ctx: ctx, pipes: map[*pipe]struct{}{}, held: map[string]int{}}
+	for i := range o.nodes {
+		n := &node{name: fmt.Sprintf("node-%d", i+1), addr: anyPort, open: open, ctx: ctx, wg: &c.wg, state: down}
+		c.nodes = append(c.nodes, n)
+		if err = n.begin(); err != nil {
+			break
+		}
+	}
+	if err == nil && o.redis != "" {
+		err = pingRedis(o.redis)
+	}
+	c.front.nodes = c.nodes
+	c.server = &http.Server{Handler: c.site(), ReadHeaderTimeout: 5 * time.Second}
+	if err != nil {
+		listener.Close()
+		c.served <- nil
+		c.close()
+		return nil, err
+	}
+	go func() { c.served <- c.server.Serve(listener) }()
+	host, _, _ := net.SplitHostPort(o.addr)
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	if host == "" {
+		host = "localhost"
+	}
+	c.url = "http://" + net.JoinHostPort(host, port) + "/"
+	return c, nil
+}
+
+// node returns the node of that name, or nil.
+func (c *chat) node(name string) *node {
+	for _, n := range c.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// close ends all: the clients are told to come back, for there may be another chat soon.
+func (c *chat) close() error {
+	c.cancel()
+	c.wg.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, n := range c.nodes {
+		all.Go(func() { n.close(ctx) })
+	}
+	all.Wait()
+	err := c.server.Close()
+	c.front.close()
+	<-c.served
+	return errors.Join(err, c.memory.Close())
+}
+
+// redisOptions returns those of a node's client. Who looks wants to see that something
+// happens within seconds.
+func redisOptions(url string) (*redis.Options, error) {
+	o, err := redis.ParseURL(url)
+	if err != nil {
+		return nil, err
+	}
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout = time.Second, time.Second, time.Second
+	return o, nil
+}
+
+// openRedis is what a node does that stands on a Redis.
+func openRedis(url, prefix string) (backplane.Backplane, func() error, error) {
+	logging.Disable() // go-redis's own; what matters comes as errors
+	o, err := redisOptions(url)
+	if err != nil {
+		return nil, nil, err
+	}
+	client := redis.NewClient(o)
+	plane, err := redisplane.New(client, &redisplane.Options{Prefix: prefix, Probe: time.Second, Timeout: 2 * time.Second})
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	return plane, func() error { return errors.Join(plane.Close(), client.Close()) }, nil
+}
+
+// pingRedis says whether there is a Redis that will do.
+func pingRedis(url string) error {
+	plane, done, err := openRedis(url, "")
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return plane.(*redisplane.Plane).Ping(ctx)
+}
