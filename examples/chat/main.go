@@ -4,6 +4,7 @@
 //	go run ./examples/chat
 //	go run ./examples/chat -nodes 3 -redis redis://localhost:6379
 //	go run ./examples/chat/term -name anna     # from a terminal
+//	go run ./examples/chat -check              # without eyes
 //
 // Then open http://localhost:8080/ in a few tabs and windows, and push the buttons: they
 // take your network away, kill and drain nodes, and restart all of them. Nothing is
@@ -17,6 +18,7 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -38,14 +40,28 @@ func main() {
 	flag.StringVar(&o.addr, "addr", "localhost:8080", "where to listen; who reaches it can use the control API, which is for demos")
 	flag.IntVar(&o.nodes, "nodes", 2, "how many nodes")
 	flag.StringVar(&o.redis, "redis", "", "`URL` of a Redis, as in redis://localhost:6379; without it the backplane is in memory")
+	checking := flag.Bool("check", false, "have clients talk while all of that happens, and judge what they have seen; the exit status is 0 if the promise was kept")
+	k := check{out: os.Stdout, progress: os.Stderr, settle: time.Minute}
+	flag.IntVar(&k.clients, "clients", 20, "with -check: how many")
+	flag.DurationVar(&k.duration, "for", 20*time.Second, "with -check: how long they talk")
+	flag.Uint64Var(&k.seed, "seed", 0, "with -check: which faults, as an earlier run has printed it; 0 for others each time")
 	flag.Parse()
-	if flag.NArg() > 0 || o.nodes < 1 || o.nodes > 16 {
+	if flag.NArg() > 0 || o.nodes < 1 || o.nodes > 16 || k.clients < 1 || k.clients > 200 || k.duration < time.Second {
 		flag.Usage()
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	err := error(nil)
+	if k.seed == 0 {
+		k.seed = mathrand.Uint64()
+	}
+	if *checking {
+		err = k.run(ctx, o)
+	} else {
+		err = run(ctx, o)
+	}
+	if err != nil {
 		log.Fatal(err)
 	}
 }

@@ -1,0 +1,330 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-ws/holdfast/backoff"
+	"github.com/holdfast-ws/holdfast/client"
+)
+
+// A check is a chat without eyes: clients talk, faults happen, and then it is judged what
+// everybody has seen.
+type check struct {
+	clients  int
+	duration time.Duration
+	settle   time.Duration // for everybody to get the last message, at most
+	seed     uint64        // of the faults; when exactly they meet what is chance
+	out      io.Writer     // gets the table
+	progress io.Writer
+	faulted  func(number int, kind string) // called before each fault; may be nil
+}
+
+// errBroken is what a check returns if the promise was not kept.
+var errBroken = errors.New("the promise was NOT kept")
+
+// run runs a check on a chat of its own.
+func (k *check) run(ctx context.Context, o options) error {
+	o.addr = "127.0.0.1:0"
+	o.prefix = "holdfast-chat-check-" + strings.ToLower(rand.Text()[:10])
+	c, err := start(o)
+	if err != nil {
+		return err
+	}
+	r, err := k.record(ctx, c)
+	if err := errors.Join(err, c.close()); err != nil {
+		return err
+	}
+	v := judge(r)
+	v.print(k.out)
+	if len(v.broken) > 0 {
+		return errBroken
+	}
+	fmt.Fprintf(k.out, "%d clients, %d nodes, %s backplane, %d faults, seed %d: everybody got every acknowledged message once, in one order",
+		k.clients, len(c.nodes), c.backplane, len(r.faults), k.seed)
+	if t := v.total(); t.resets > 0 {
+		fmt.Fprintf(k.out, ", or was told (%d resets)", t.resets)
+	}
+	fmt.Fprintln(k.out)
+	return nil
+}
+
+// A party is one of the clients.
+type party struct {
+	*client.Client
+	view
+	sub     *client.Subscription
+	pending []*client.Pending
+	sent    []message
+
+	session atomic.Int64 // the number of
+	up      atomic.Int64 // when it began, in ns since 1970
+}
+
+// A stage is where a check takes place.
+type stage struct {
+	*check
+	parties []*party
+	last    atomic.Pointer[string] // the kind of the last fault
+	nsent   atomic.Int64
+	nacked  atomic.Int64
+	nseen   atomic.Int64
+}
+
+// A line is what is said in the room.
+type line struct {
+	From string `json:"from"`
+	Text string `json:"text"`
+}
+
+// record has everything happen.
+func (k *check) record(ctx context.Context, c *chat) (r record, err error) {
+	s := &stage{check: k}
+	none := before
+	s.last.Store(&none)
+	defer func() {
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		var all sync.WaitGroup
+		for _, p := range s.parties {
+			all.Go(func() { p.Close(now) })
+		}
+		all.Wait()
+	}()
+	for i := range k.clients {
+		p, err := join(ctx, c.url, fmt.Sprintf("user-%d", i+1))
+		if p != nil {
+			s.parties = append(s.parties, p)
+		}
+		if err != nil {
+			return r, err
+		}
+	}
+	fmt.Fprintf(k.progress, "%d clients at %d nodes, %s backplane, seed %d\n", k.clients, len(c.nodes), c.backplane, k.seed)
+
+	// Everybody reads until the last message of all has come, or time is up.
+	var readers, talkers, others sync.WaitGroup
+	reading, stopReading := context.WithCancelCause(ctx)
+	failed := make(chan error, k.clients)
+	for _, p := range s.parties {
+		readers.Go(func() {
+			if err := s.read(reading, p); err != nil {
+				failed <- fmt.Errorf("%s: %w", p.name, err)
+			}
+		})
+	}
+	talking, stopTalking := context.WithTimeout(ctx, k.duration)
+	for _, p := range s.parties {
+		talkers.Go(func() { s.talk(talking, p) })
+	}
+	watching, stopWatching := context.WithCancel(ctx)
+	others.Go(func() { s.watch(watching) })
+	defer others.Wait()
+	defer stopWatching()
+
+	r.faults, err = s.fault(talking, c)
+	talkers.Wait()
+	stopTalking()
+	fmt.Fprintln(k.progress, "all is said; waiting until everybody has got it")
+	settled := errors.New("not everybody has got the last message in time")
+	deadline := time.AfterFunc(k.settle, func() { stopReading(settled) })
+	defer deadline.Stop()
+	// A message is answered in a minute, or never.
+	for _, p := range s.parties {
+		for i, pending := range p.pending {
+			receipt, _ := pending.Wait(reading) // the outcome says it all
+			p.sent[i].outcome, p.sent[i].pos = receipt.Outcome, receipt.Pos
+		}
+	}
+	s.say(ctx, s.parties[0], end)
+	receipt, lost := s.parties[0].pending[len(s.parties[0].pending)-1].Wait(reading)
+	m := &s.parties[0].sent[len(s.parties[0].sent)-1]
+	m.outcome, m.pos = receipt.Outcome, receipt.Pos
+	readers.Wait()
+	stopReading(nil)
+	close(failed)
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return r, err
+	}
+	for err := range failed {
+		r.late = append(r.late, err.Error())
+	}
+	if lost != nil {
+		r.late = append(r.late, fmt.Sprintf("the last message is not acknowledged: %v", lost))
+	}
+	for _, p := range s.parties {
+		r.sent = append(r.sent, p.sent...)
+		r.views = append(r.views, p.view)
+	}
+	r.mayLose = c.backplane != "memory"
+	return r, nil
+}
+
+// end is the text of the last message, which everybody waits for.
+const end = "the end"
+
+// join connects a client and waits until it is subscribed.
+func join(ctx context.Context, page, name string) (*party, error) {
+	p := &party{view: view{name: name}}
+	var err error
+	p.Client, err = client.New("ws"+strings.TrimPrefix(page, "http")+"ws?user="+url.QueryEscape(name), &client.Options{
+		Prepare: func(_ context.Context, d *client.Dial) error {
+			d.Token = name
+			return nil
+		},
+		// There are few of them, and they are in a hurry.
+		First:   500 * time.Millisecond,
+		Backoff: backoff.Policy{Base: 200 * time.Millisecond, Cap: time.Second},
+		Trace: &client.Trace{Up: func(s *client.Session) {
+			p.session.Store(int64(s.Number))
+			p.up.Store(time.Now().UnixNano())
+		}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if p.sub, err = p.Subscribe(room, nil); err != nil {
+		return p, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := p.sub.Ready(ctx); err != nil {
+		return p, fmt.Errorf("%s cannot join: %w", name, errors.Join(err, p.Err()))
+	}
+	p.start = p.sub.Position()
+	return p, nil
+}
+
+// read keeps what a client gets, until the end.
+func (s *stage) read(ctx context.Context, p *party) error {
+	for e, err := range p.sub.All(ctx) {
+		switch {
+		case err != nil:
+			return err
+		case e.Ephemeral:
+		case e.Reset != nil:
+			p.seen = append(p.seen, sight{reset: e.Reset, pos: e.Pos, fault: *s.last.Load()})
+		default:
+			var l line
+			if err := json.Unmarshal(e.Data, &l); err != nil {
+				return err
+			}
+			s.nseen.Add(1)
+			replayed := p.session.Load() > 1 && e.At.UnixMilli() < p.up.Load()/1e6
+			p.seen = append(p.seen, sight{text: l.Text, pos: e.Pos, replayed: replayed})
+			if l.Text == end {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// talk has a client say something a few times a second, connected or not.
+func (s *stage) talk(ctx context.Context, p *party) {
+	for n := 1; ; n++ {
+		if backoff.Sleep(ctx, time.Duration(200+mathrand.IntN(400))*time.Millisecond) != nil {
+			return
+		}
+		s.say(ctx, p, fmt.Sprintf("%s, %d", p.name, n))
+	}
+}
+
+// say sends a message, and does not wait for the answer.
+func (s *stage) say(ctx context.Context, p *party, text string) {
+	data, _ := json.Marshal(line{From: p.name, Text: text})
+	pending, err := p.Send(ctx, room, client.Message{Data: data})
+	if err != nil {
+		return // it was never sent
+	}
+	s.nsent.Add(1)
+	p.pending = append(p.pending, pending)
+	p.sent = append(p.sent, message{text: text, fault: *s.last.Load()})
+}
+
+// fault makes faults for as long as ctx lasts, with some peace before and after them, and
+// returns their kinds.
+func (s *stage) fault(ctx context.Context, c *chat) (faults []string, err error) {
+	rnd := mathrand.New(mathrand.NewPCG(s.seed, 0))
+	number := max(8, int(s.duration/(2500*time.Millisecond)))
+	var bag []string
+	for i := range number {
+		if len(bag) == 0 {
+			bag = []string{"lose", "kill", "drain", "restart"}
+			rnd.Shuffle(len(bag), func(i, j int) { bag[i], bag[j] = bag[j], bag[i] })
+		}
+		kind := bag[0]
+		bag = bag[1:]
+		node, user := rnd.IntN(len(c.nodes)), rnd.IntN(len(s.parties))
+		if err := backoff.Sleep(ctx, s.duration/time.Duration(number+1)); err != nil {
+			return faults, nil
+		}
+		if s.faulted != nil {
+			s.faulted(i, kind)
+		}
+		path := kind
+		switch kind {
+		case "lose":
+			// Somebody who is connected: else there is nothing to lose.
+			for range s.parties {
+				if s.parties[user].State() == client.Ready {
+					break
+				}
+				user = (user + 1) % len(s.parties)
+			}
+			path += "?user=" + s.parties[user].name
+		case "kill", "drain":
+			path += "?node=" + c.nodes[node].name
+		}
+		s.last.Store(&kind)
+		status, err := post(ctx, c.url+"control/"+path)
+		if err != nil && ctx.Err() == nil {
+			return faults, err
+		}
+		if status == http.StatusAccepted {
+			faults = append(faults, kind)
+		}
+	}
+	return faults, nil
+}
+
+// post sends a request without a body.
+func post(ctx context.Context, url string) (status int, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	request.Close = true
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer answer.Body.Close()
+	io.Copy(io.Discard, answer.Body)
+	return answer.StatusCode, nil
+}
+
+// watch says each second how far it is.
+func (s *stage) watch(ctx context.Context) {
+	for n := 1; backoff.Sleep(ctx, time.Second) == nil; n++ {
+		connected := 0
+		for _, p := range s.parties {
+			if p.State() == client.Ready {
+				connected++
+			}
+		}
+		fmt.Fprintf(s.progress, "%3d s: last fault %-8s  connected %d of %d, sent %d, received %d\n",
+			n, *s.last.Load(), connected, len(s.parties), s.nsent.Load(), s.nseen.Load())
+	}
+}
