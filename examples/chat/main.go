@@ -52,6 +52,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 	err := error(nil)
 	if k.seed == 0 {
 		k.seed = mathrand.Uint64()

@@ -6,6 +6,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -107,14 +108,26 @@ func (n *node) begin() error {
 // publishes, which may name anybody in "from", it would take messages by POST, as
 // examples/embed does, or tell readers the author in another way.
 func authorize(_ context.Context, a gateway.Access) (gateway.Grant, error) {
-	switch {
-	case a.Action == gateway.Connect && valid(a.Token) && a.Request.URL.Query().Get("user") == a.Token:
-		return gateway.Grant{User: a.Token}, nil
-	case a.Action == gateway.Renew && a.Token == a.User, a.Topic == room:
-		return gateway.Grant{}, nil
+	switch a.Action {
+	case gateway.Connect:
+		if name := a.Request.URL.Query().Get("user"); valid(name) && isToken(a.Token, name) {
+			return gateway.Grant{User: name}, nil
+		}
+	case gateway.Renew:
+		if isToken(a.Token, a.User) {
+			return gateway.Grant{}, nil
+		}
+	case gateway.Subscribe, gateway.Publish:
+		if a.Topic == room {
+			return gateway.Grant{}, nil
+		}
 	}
 	return gateway.Grant{}, gateway.ErrForbidden
 }
+
+// isToken reports whether a token is that of a name: the name, also escaped as in a URL,
+// because not everything may stand in a header.
+func isToken(token, name string) bool { return token == name || token == url.PathEscape(name) }
 
 // valid reports whether somebody may have this name.
 func valid(name string) bool {
