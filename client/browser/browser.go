@@ -42,7 +42,7 @@ type Options struct {
 	Connect []string
 }
 
-//go:embed holdfast.js
+//go:embed holdfast.min.js
 var module []byte
 
 //go:embed holdfast.d.ts

@@ -25,7 +25,7 @@ func get(h http.Handler, method, target string, header ...string) *http.Response
 
 func TestHandler(t *testing.T) {
 	h := browser.Handler(&browser.Options{Connect: []string{"wss://live.example.com:8443"}})
-	module, err := os.ReadFile("holdfast.js")
+	module, err := os.ReadFile("holdfast.min.js")
 	if err != nil {
 		t.Fatal(err)
 	}

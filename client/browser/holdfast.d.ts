@@ -11,19 +11,10 @@
  * Numbers in comments, as in (trap 7), name what goes wrong in browsers without the lines beside them.
  * This file is also the SharedWorker's script: see its end.
  */
-/// <reference lib="esnext.disposable" preserve="true" />
 /** What publish and subscriptions fail with. */
 export declare class HoldfastError extends Error {
     /** One of PROTOCOL.md, section 6, or closed, denied, expired, queue_full, bad_input. */
     code: string;
-    /** Of a publish: `not_stored` is certain, `unknown` is not. @type {string | undefined} */
-    outcome: string | undefined;
-    /** Of a publish. @type {string | undefined} */
-    id: string | undefined;
-    /** @type {string | undefined} */
-    topic: string | undefined;
-    /** The member that was wrong. @type {string | undefined} */
-    field: string | undefined;
     /** @param {string} code @param {string} [message] @param {{outcome?: string, id?: string, topic?: string, field?: string}} [more] */
     constructor(code: string, message?: string, more?: {
         outcome?: string;
@@ -31,6 +22,11 @@ export declare class HoldfastError extends Error {
         topic?: string;
         field?: string;
     });
+    name: string;
+    /** Of a publish: `not_stored` is certain, `unknown` is not. @type {string | undefined} */ outcome: string | undefined;
+    /** Of a publish. @type {string | undefined} */ id: string | undefined;
+    /** @type {string | undefined} */ topic: string | undefined;
+    /** The member that was wrong. @type {string | undefined} */ field: string | undefined;
 }
 export type Backoff = {
     /**
@@ -86,19 +82,9 @@ export type Options = {
      */
     keep?: false | 'session' | 'local';
     /**
-     * of the SharedWorker: a reload then needs no new connection (Chrome)
+     * of this file, for bundles: a string, a URL, or what a policy of Trusted Types has made of it
      */
-    extendedLifetime?: boolean;
-    /**
-     * of this file, for bundles
-     */
-    workerUrl?: string | URL;
-    /**
-     * a policy
-     */
-    trustedTypes?: {
-        createScriptURL(url: any): any;
-    };
+    workerUrl?: any;
 };
 export type Message = {
     type: 'message';
@@ -163,9 +149,7 @@ export type State = 'connecting' | 'open' | 'waiting' | 'denied' | 'closed';
  * @property {number} [ring] how many messages of each topic are kept for tabs that are slower than others (1000)
  * @property {number} [window] how many may be on their way to a tab (256)
  * @property {false | 'session' | 'local'} [keep] where positions are kept, so that a page goes on where it stood after a reload
- * @property {boolean} [extendedLifetime] of the SharedWorker: a reload then needs no new connection (Chrome)
- * @property {string | URL} [workerUrl] of this file, for bundles
- * @property {{createScriptURL(url: any): any}} [trustedTypes] a policy
+ * @property {any} [workerUrl] of this file, for bundles: a string, a URL, or what a policy of Trusted Types has made of it
  *
  * @typedef {object} Message
  * @property {'message'} type
@@ -225,7 +209,6 @@ export declare class Subscription extends Listened {
     /** @protected */
     protected listened(): void;
     close(): void;
-    [Symbol.dispose](): void;
     /** @returns {AsyncIterableIterator<Event>} */
     [Symbol.asyncIterator](): AsyncIterableIterator<Event>;
 }
@@ -271,7 +254,6 @@ export declare class Connection extends Listened {
     info(): Promise<any>;
     /** Publishes that are not answered fail. */
     close(): void;
-    [Symbol.dispose](): void;
 }
 /**
  * @param {string | URL} url of the gateway: ws, wss, http, https or relative to the page

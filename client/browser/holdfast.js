@@ -1,4 +1,3 @@
-/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * One WebSocket for all tabs of a user, to a holdfast gateway (protocol holdfast.v1, client/PROTOCOL.md).
  *
@@ -20,7 +19,7 @@ const PREFIX = 'hf|';
 const BUILD = new URL(import.meta.url).searchParams.get('v') ?? '';
 /** All times, in milliseconds. */
 const T = {
-  hello: 300, dial: 15000, goodbye: 5000, probe: 5000, lease: 5000, ack: 30, ping: 10000, gone: 150000, linger: 3000,
+  hello: 300, dial: 15000, goodbye: 5000, probe: 5000, lease: 5000, ack: 30, ping: 10000, gone: 150000,
   settle: 1500, age: 60000, token: 10000, info: 1000, unwanted: 5000,
 };
 const EPHEMERAL = 64; // of them may be on their way to a tab
@@ -44,33 +43,26 @@ export class HoldfastError extends Error {
   /** @param {string} code @param {string} [message] @param {{outcome?: string, id?: string, topic?: string, field?: string}} [more] */
   constructor(code, message, more) {
     super(message ? `${code}: ${message}` : code);
-    this.name = 'HoldfastError';
     /** One of PROTOCOL.md, section 6, or closed, denied, expired, queue_full, bad_input. */
     this.code = code;
-    /** Of a publish: `not_stored` is certain, `unknown` is not. @type {string | undefined} */
-    this.outcome = more?.outcome;
-    /** Of a publish. @type {string | undefined} */
-    this.id = more?.id;
-    /** @type {string | undefined} */
-    this.topic = more?.topic;
-    /** The member that was wrong. @type {string | undefined} */
-    this.field = more?.field;
+    Object.assign(this, more);
   }
+  name = 'HoldfastError';
+  /** Of a publish: `not_stored` is certain, `unknown` is not. @type {string | undefined} */ outcome;
+  /** Of a publish. @type {string | undefined} */ id;
+  /** @type {string | undefined} */ topic;
+  /** The member that was wrong. @type {string | undefined} */ field;
 }
 
 // ---- wire: frames of holdfast.v1
 
-/** @type {Record<string, string[]>} */
-const FRAMES = Object.fromEntries(Object.entries({
-  hello: 'v token beats', auth: 'token ref', subscribe: 'topic ref from last floor', unsubscribe: 'topic ref',
-  publish: 'id topic key data text bin', ping: '', ephemeral: 'topic data text bin', beat: '',
-  welcome: 'v conn node beat timeout limits', ok: 'ref', subscribed: 'topic ref base head late',
-  unsubscribed: 'topic ref code message', entries: 'topic prev entries to conflated',
-  reset: 'topic reason missed base data text bin', ack: 'id outcome pos', nack: 'id outcome code field message retry',
-  error: 'topic ref code field message retry', pong: '', goodbye: 'reason window',
-}).map(([t, members]) => [t, members.split(' ')]));
-const ORDER = ('t v ref topic id key token beats from last floor conn node beat timeout limits base head late prev entries to ' +
-  'conflated reason missed pos outcome retry code field message window data text bin').split(' ');
+/** The members of each frame, in the order in which they are written. @type {Map<string, string[]>} */
+const FRAMES = new Map(('hello v token beats, auth ref token, subscribe ref topic from last floor, unsubscribe ref topic, ' +
+  'publish topic id key data text bin, ping, ephemeral topic data text bin, beat, ' +
+  'welcome v conn node beat timeout limits, ok ref, subscribed ref topic base head late, ' +
+  'unsubscribed ref topic code message, entries topic prev entries to conflated, ' +
+  'reset topic base reason missed data text bin, ack id pos outcome, nack id outcome retry code field message, ' +
+  'error ref topic retry code field message, pong, goodbye reason window').split(', ').map(f => { const [t, ...members] = f.split(' '); return [t, members]; }));
 const NUMBERS = 'v ref last beat timeout conflated missed retry window at'.split(' ');
 
 /** @param {string} field @returns {never} */
@@ -82,10 +74,10 @@ const array = (v, k) => Array.isArray(v) ? v : bad(k);
 /** @param {any} v @param {string} k */
 const number = (v, k) => v >= 0 && (Number.isInteger(v) || v === Infinity) ? Math.min(v, 2 ** 53) : bad(k);
 /** @param {any} v @param {string} k */
-const string = (v, k) => typeof v === 'string' ? v.replace(/\p{Surrogate}/gu, '\ufffd') : bad(k); // halves of pairs
+const string = (v, k) => typeof v === 'string' ? v.toWellFormed() : bad(k);
 
-/** Reads those members of o that are listed, into f. @param {any} o @param {string[]} members @param {any} f */
-function read(o, members, f) {
+/** Reads those members of o that are listed, into f. @param {any} o @param {string[]} members @param {any} f @param {(v: any, k: string) => any} rest of those without a type */
+function read(o, members, f, rest = string) {
   for (const k of Object.keys(o)) { // in this order: the first that is wrong is named
     const v = o[k];
     if (!members.includes(k) || v === null && k !== 'data') continue;
@@ -98,18 +90,15 @@ function read(o, members, f) {
       x = array(v, k).map(e => read(object(e, k), k === 'late' ? ['pos', 'reason', 'missed'] : ['pos', 'at', 'key', 'data', 'text', 'bin'], {}));
       if (k === 'entries') for (const e of x) e.pos || bad('pos');
     } else if (k === 'limits') {
-      x = {};
-      for (const [name, n] of Object.entries(object(v, k))) {
-        if (['message', 'topics', 'pending', 'history'].includes(name) && n !== null && number(n, name)) x[name] = number(n, name);
-      }
+      x = read(object(v, k), ['message', 'topics', 'pending', 'history'], {}, number);
       if (!Object.keys(x).length) x = 0;
     } else if (k === 'data' || k === 'text' || k === 'bin') {
       x = k === 'data' ? v : string(v, k);
       if (k === 'bin') try { btoa(atob(x)) === x || bad(k); } catch { bad(k); } // atob alone takes spaces and odd bits
-      if ('data' in f || 'text' in f || 'bin' in f) bad(k);
+      if (loaded(f)) bad(k);
       f[k] = x;
       continue;
-    } else x = string(v, k);
+    } else x = rest(v, k);
     if (x && x.length !== 0) f[k] = x;
   }
   return f;
@@ -122,14 +111,14 @@ function decode(text) {
   try { o = JSON.parse(text); } catch { bad(''); }
   object(o, '');
   const t = string(o.t ?? '', 't') || bad('t');
-  return read(o, Object.hasOwn(FRAMES, t) ? FRAMES[t] : [], { t });
+  return read(o, FRAMES.get(t) ?? [], { t });
 }
 
 /** @param {any} f */
 function encode(f) {
   /** @type {any} */
-  const o = {};
-  for (const k of ORDER) {
+  const o = { t: f.t };
+  for (const k of FRAMES.get(f.t) ?? []) {
     const v = f[k];
     if (['data', 'text', 'bin'].includes(k) ? v !== undefined : v && v.length !== 0) o[k] = k === 'from' && v.length === 1 ? v[0] : v;
   }
@@ -139,14 +128,16 @@ function encode(f) {
 /** What publishes data. @param {any} data */
 function payload(data) {
   if (data instanceof Uint8Array) {
-    let s = '';
-    for (let i = 0; i < data.length; i += 8192) s += String.fromCharCode(...data.subarray(i, i + 8192));
-    return { bin: btoa(s) };
+    return { bin: btoa(Array.from(data, c => String.fromCharCode(c)).join('')) };
   }
   if (JSON.stringify(data) === undefined) throw new HoldfastError('bad_input', 'data is no JSON value', { field: 'data', outcome: 'not_stored' });
   return { data };
 }
 
+/** Whether it has one, and that alone. @param {any} f */
+const loaded = f => 'data' in f || 'text' in f || 'bin' in f;
+/** @param {any} f */
+const load = ({ data, text, bin }) => JSON.stringify({ data, text, bin });
 /** And back. @param {any} f */
 const value = f => 'bin' in f ? Uint8Array.from(atob(f.bin), c => c.charCodeAt(0)) : 'text' in f ? f.text : f.data;
 
@@ -213,7 +204,7 @@ class Fan {
 
   /** False: what it wants is not here, subscribe again. @param {string} id @param {any} s */
   add(id, s) {
-    const c = { id, n: s.n, pos: s.pos ?? null, last: s.last ?? 0, floor: s.floor, at: -1, sent: 0, acked: 0, passing: 0, gap: null, heard: now(), told: false };
+    const c = { pos: null, last: 0, ...s, id, at: -1, sent: 0, acked: 0, passing: 0, gap: null, heard: now(), told: false };
     this.tabs.set(id, c);
     if (this.base === null) return false;
     if (c.pos === null) {
@@ -429,12 +420,12 @@ class Link {
     if (run !== this.run) return;
     try { ws = this.ws = new this.env.WebSocket(this.url, 'holdfast.v1'); } catch (e) { return this.deny(`${e}`); } // the URL
     // Only a welcome means that it is there; a server may open and then say nothing (trap 10).
-    this.after(Math.max(T.dial, this.loop.window), () => this.down('no welcome in time'));
+    this.after(Math.max(T.dial, this.loop.window), () => this.down('no welcome'));
     ws.onopen = () => ws.send(encode({ t: 'hello', v: 1, token, beats: true }));
     ws.onmessage = (/** @type {any} */ e) => {
       this.heard = now();
       let f;
-      try { f = decode(e.data); } catch (x) { return this.down(`the server sent what is no frame: ${x}`); }
+      try { f = decode(e.data); } catch (x) { return this.down(`no frame: ${x}`); }
       this.frame(f);
     };
     ws.onclose = (/** @type {any} */ e) => this.lost(e.code, e.reason);
@@ -445,7 +436,7 @@ class Link {
       case 'welcome':
         if (this.state === 'open') return;
         if (f.v !== 1) return this.deny(`version ${f.v}`);
-        this.beat = f.beat ?? 0; this.timeout = f.timeout ?? 0; this.limits = f.limits ?? {}; this.conn = f.conn ?? ''; this.node = f.node ?? '';
+        Object.assign(this, { beat: 0, timeout: 0, limits: {}, conn: '', node: '' }, f);
         this.refresh = this.refreshed = this.nudged = false;
         this.loop.up();
         this.watch();
@@ -492,7 +483,7 @@ class Link {
     this.after(Math.max(0, this.heard + most - now()), () => {
       if (now() - this.heard < most) this.watch();
       else if (now() - this.due > 2000) this.probe(this.timeout); // we were late, not the server: ask it (trap 5)
-      else this.down('the server is silent');
+      else this.down('silent');
     });
   }
   /** @param {number} ms to answer */
@@ -504,7 +495,7 @@ class Link {
     this.after(ms || 5000, () => {
       if (this.heard >= asked) this.watch();
       else if (now() - this.due > 90000) { this.probing = false; this.probe(ms); } // asleep again
-      else { this.nudged = true; this.down('the connection did not survive'); }
+      else { this.nudged = true; this.down('no answer'); }
     });
   }
   /** Something has changed: it may work now. A wait is cut, never made longer, and not at the same time by all; one that
@@ -542,6 +533,25 @@ const watch = (locks, name, mode, signal, gone) => {
 
 // ---- Hub
 
+/** Questions by number, and null for those not answered in time. */
+class Asks {
+  n = 0;
+  /** @type {Map<number, (m: any) => void>} */ open = new Map();
+  /** @param {any} env */
+  constructor(env) { this.env = env; }
+  /** @param {number} ms @param {(r: number) => void} post @returns {Promise<any>} */
+  ask(ms, post) {
+    const r = ++this.n;
+    return new Promise(done => {
+      const timer = this.env.setTimeout(() => this.answer({ r }, null), ms);
+      this.open.set(r, m => { this.env.clearTimeout(timer); done(m); });
+      post(r);
+    });
+  }
+  /** @param {any} m */
+  answer(m, what = m) { this.open.get(m.r)?.(what); this.open.delete(m.r); }
+}
+
 class Hub {
   id = `${Date.now().toString(36)}-${rid()}`; // in the order of their births
   /** @type {Map<string, any>} */ tabs = new Map();
@@ -551,14 +561,13 @@ class Hub {
   /** Publishes that wait, in their order, and those the server has to answer. @type {any[]} */ waiting = [];
   /** @type {Map<string, any>} */ sent = new Map();
   /** Of topics in which the server cannot store now. @type {Map<string, any>} */ held = new Map();
-  window = 0; most = 0; grown = 0; seq = 0; ref = 0; holdAll = 0; asks = 0; unwanted = 0;
-  /** @type {Map<number, (m: any) => void>} */ asked = new Map();
-  counters = { entries: 0, resets: 0, repairs: 0, complaints: 0, drops: 0, acked: 0, resent: 0 };
+  window = 0; most = 0; grown = 0; seq = 0; ref = 0; holdAll = 0; unwanted = 0;
+  counters = { entries: 0, resets: 0, repairs: 0, drops: 0, acked: 0, resent: 0 };
   last = '';
-  timer = none; lingering = none; sweep = none; wakes = 0;
+  timer = none; sweep = none; wakes = 0;
 
   /** cast: posts to all at once, where that is possible. @param {any} env @param {((m: any) => void) | null} [cast] */
-  constructor(env, cast = null) { this.env = env; this.cast = cast; }
+  constructor(env, cast = null) { this.env = env; this.cast = cast; this.asked = new Asks(env); }
 
   /** hello. @param {any} m @param {(m: any) => void} raw @param {string} [lock] that we hold @param {boolean} [remote] reached by cast */
   attach(m, raw, lock, remote = false) {
@@ -573,7 +582,7 @@ class Hub {
       });
     }
     // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
-    const tab = { id: m.id, a: m.a, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), vis: m.vis, token: m.token, remote, presence: m.presence, seen: now() };
+    const tab = { ...m, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), remote, seen: now() };
     this.tabs.set(m.id, tab);
     tab.post({ t: 'welcome', v: PROTO, hub: this.id, lock, o: this.o, build: BUILD, state: this.status() });
     if (m.presence) watch(this.env.navigator.locks, m.presence, 'exclusive', tab.stop.signal, () => this.detach(m.id, tab));
@@ -582,7 +591,6 @@ class Hub {
     }, T.ping);
     for (const topic of this.topics.values()) if (!m.subs.some((/** @type {any} */ s) => s.topic === topic.name)) this.leave(topic, m.id);
     for (const s of m.subs) this.join(m.id, s);
-    this.env.clearTimeout(this.lingering);
     this.link.start();
   }
   /** bye, or gone. The last one out closes the socket now, in this turn: a later one may never come (trap 8).
@@ -594,8 +602,7 @@ class Hub {
     tab.stop.abort();
     for (const topic of this.topics.values()) this.leave(topic, id);
     if (this.tabs.size) return;
-    if (this.o.linger) this.lingering = this.env.setTimeout(() => { if (!this.tabs.size) this.close(); }, T.linger);
-    else this.close();
+    this.close();
   }
   close() {
     this.link?.stop();
@@ -605,8 +612,7 @@ class Hub {
     for (const tab of this.tabs.values()) tab.stop.abort();
   }
   status() {
-    const { state, why, in: wait, code, beat, limits, conn, node } = this.link;
-    return { state, why, in: wait, code, beat, limits, conn, node };
+    return Object.fromEntries('state why in code beat limits conn node'.split(' ').map(k => [k, this.link[k]]));
   }
   state() {
     if (this.link.state === 'waiting' || this.link.state === 'denied') { this.last = this.link.why; this.counters.drops++; }
@@ -625,7 +631,7 @@ class Hub {
       case 'send': this.queue(id, m); break;
       case 'drop': this.waiting = this.waiting.filter(p => p.id !== m.id || p.topic !== m.topic || p.tabs.size > 1); break;
       case 'ephemeral': if (this.link.open && this.link.ws.bufferedAmount < 1 << 16 && this.fits(m.s)) this.link.text(m.s); break;
-      case 'token': this.asked.get(m.r)?.(m); break;
+      case 'token': this.asked.answer(m); break;
       case 'vis': tab.vis = m.vis; break;
       case 'nudge': this.link.nudge(); break;
       case 'reconnect': this.link.redial(); break;
@@ -649,17 +655,11 @@ class Hub {
   async token(refresh, first) {
     const tabs = [...this.tabs.values()].filter(t => t.token).sort((a, b) => +(b.id === first) - +(a.id === first) || +b.vis - +a.vis);
     for (const tab of tabs) {
-      const r = ++this.asks;
-      const m = await new Promise(done => {
-        const timer = this.env.setTimeout(() => done(null), T.token);
-        this.asked.set(r, m => { this.env.clearTimeout(timer); done(m); });
-        tab.post({ t: 'ask', r, refresh });
-      });
-      this.asked.delete(r);
+      const m = await this.asked.ask(T.token, r => tab.post({ t: 'ask', r, refresh }));
       if (m?.error) throw new Error(m.error);
       if (m) return m.token;
     }
-    if (tabs.length) throw new Error('no tab has answered');
+    if (tabs.length) throw new Error('no tab answers');
   }
   /** @param {string} id */
   async reauth(id) {
@@ -766,13 +766,12 @@ class Hub {
       case 'reset': {
         if (!on) return this.stray(topic, f.topic);
         this.counters.resets++;
-        const { data, text, bin } = f;
         if (!f.base) { this.counters.repairs++; return this.later(topic); }
-        if (topic.fan.reset(f, 'data' in f || 'text' in f || 'bin' in f ? JSON.stringify({ data, text, bin }) : undefined)) this.later(topic);
+        if (topic.fan.reset(f, loaded(f) ? load(f) : undefined)) this.later(topic);
         return;
       }
       case 'ephemeral':
-        if (on) { const { data, text, bin } = f; topic.fan.pass(JSON.stringify({ data, text, bin })); }
+        if (on) topic.fan.pass(load(f));
         return;
       case 'unsubscribed':
         if (topic?.ref && (f.ref ? f.ref === topic.ref : f.code)) this.refused(topic, f);
@@ -780,7 +779,6 @@ class Hub {
       case 'error': {
         const of = f.ref && [...this.topics.values()].find(t => t.ref === f.ref);
         if (of) this.refused(of, f);
-        else if (!f.ref || f.ref > this.ref) this.counters.complaints++;
         return;
       }
       case 'ack': case 'nack': this.answer(f);
@@ -809,7 +807,7 @@ class Hub {
   queue(tab, m) {
     const same = [...this.sent.values(), ...this.waiting].find(p => p.id === m.id && p.topic === m.topic);
     if (same) return void same.tabs.add(tab); // sent again by a tab that has not heard of it: once is enough
-    this.waiting.push({ id: m.id, topic: m.topic, s: m.s, born: m.born, tabs: new Set([tab]), seq: this.seq++, doubt: m.doubt, tries: 0 });
+    this.waiting.push({ ...m, tabs: new Set([tab]), seq: this.seq++, tries: 0 });
     this.wake(0);
   }
   /** Sends what may be sent, and says when to look again. */
@@ -874,26 +872,25 @@ class Hub {
 class Tab {
   id = rid();
   mode = ''; state = 'connecting'; detail = /** @type {any} */ ({});
-  hubId = ''; welcomed = false; a = 0; tries = 0; shows = 0; run = 0; numbers = 0; heard = 0; asked = 0; tick = 0; live = false;
+  hubId = ''; welcomed = false; a = 0; tries = 0; run = 0; numbers = 0; heard = 0; asked = 0; tick = 0; live = false;
   /** Subscriptions by topic. @type {Map<string, any>} */ subs = new Map();
   /** Publishes that are not answered. @type {Map<string, any>} */ pending = new Map();
   counters = { received: 0, resets: 0, broken: 0, hubs: 0, faults: 0 };
   fault = '';
-  /** @type {Map<number, (m: any) => void>} */ asks = new Map();
   locks = none; worker = none; ch = none; own = none; news = none; hub = none; lead = none; dead = none; race = none; serve = none; hang = none;
   hubWatch = none; helloTimer = none; timer = none; ackTimer = none; ageTimer = none; settleTimer = none; free = none; resign = none; presence = none;
-  modes = none; build = '';
+  modes = none;
   /** To the Hub. @type {(m: any) => void} */ post = () => {};
   parked = true; closed = false;
 
   /** @param {string} url @param {any} o @param {any} env @param {(type: string, detail: any) => void} emit */
   constructor(url, o, env, emit) {
-    this.env = env; this.opts = o; this.emit = emit;
+    this.env = env; this.opts = o; this.emit = emit; this.asks = new Asks(env);
     const u = new URL(url, env.location?.href);
     u.protocol = u.protocol.replace('http', 'ws');
     this.url = u.href;
     this.name = identity(this.url, o.key ?? '');
-    this.o = { url: this.url, backoff: o.backoff, ring: Math.max(1, o.ring ?? 1000), window: Math.max(1, o.window ?? 256), linger: !!o.extendedLifetime };
+    this.o = { url: this.url, backoff: o.backoff, ring: Math.max(1, o.ring ?? 1000), window: Math.max(1, o.window ?? 256) };
     this.workerUrl = o.workerUrl ?? import.meta.url; // in a bundle that is the application: it has to say (trap 25)
     this.kept = this.load();
     this.events = new AbortController();
@@ -935,16 +932,15 @@ class Tab {
     try {
       this.locks = this.env.navigator?.locks; // not on http://, and in a sandboxed frame it throws (trap 18)
       await this.locks?.query();
-      const presence = `hf:tab:${this.id}:${++this.shows}`;
+      const presence = `hf:tab:${this.id}:${run}`;
       if (this.locks) { free = await hold(this.locks, presence); this.presence = presence; } // before the hello (trap 1)
     } catch { this.locks = undefined; this.presence = undefined; }
     if (run !== this.run) return free?.(); // parked meanwhile
     this.free = free;
     if (BUILD && this.env.BroadcastChannel) {
       this.news = new this.env.BroadcastChannel(this.name + 'new');
-      const born = this.env.performance?.timeOrigin ?? 0;
-      this.news.onmessage = (/** @type {any} */ e) => { if (e.data.build !== BUILD && e.data.born > born) this.emit('update', { build: e.data.build }); };
-      this.news.postMessage({ build: BUILD, born });
+      this.news.onmessage = (/** @type {any} */ e) => { if (e.data !== BUILD) this.emit('update', { build: e.data }); };
+      if (run === 1) this.news.postMessage(BUILD); // not by an old page that is shown again
     }
     const share = this.opts.share ?? 'auto';
     this.modes = share === 'auto' ? ['worker', 'leader', 'none'] : share === 'none' ? ['none'] : [share, 'none'];
@@ -1041,8 +1037,7 @@ class Tab {
     let w;
     try {
       // A name is identity and nothing else: with options in it there would be as many workers (trap 13).
-      const o = { type: 'module', name: this.name + gen, ...this.opts.extendedLifetime && { extendedLifetime: true } };
-      w = this.worker = new env.SharedWorker(this.opts.trustedTypes?.createScriptURL(this.workerUrl) ?? this.workerUrl, o);
+      w = this.worker = new env.SharedWorker(this.workerUrl, { type: 'module', name: this.name + gen });
     } catch { return this.fallBack(); } // (trap 15)
     w.onerror = () => { if (this.worker === w && !this.welcomed) this.fallBack(); }; // CSP, 404, other options (trap 15)
     w.port.onmessage = (/** @type {any} */ e) => { if (this.worker === w) this.onHub(e.data); };
@@ -1211,7 +1206,7 @@ class Tab {
       }
       case 'ask': return this.onAsk(m);
       case 'pong': if (this.mode === 'worker') this.heard = now(); return; // of a leader: see onChannel
-      case 'info': return this.asks.get(m.r)?.(m.info);
+      case 'info': return this.asks.answer(m);
       case 'fault': this.counters.faults++; this.fault = m.message; // a throw in a worker is seen nowhere else (trap 19)
     }
   }
@@ -1224,7 +1219,6 @@ class Tab {
     this.env.clearTimeout(this.helloTimer);
     if (m.hub !== this.hubId) this.counters.hubs++;
     this.hubId = m.hub;
-    if (m.build && m.build !== BUILD && m.build > '') this.build = m.build;
     this.hubWatch?.abort();
     if (m.lock && this.locks) {
       this.hubWatch = new AbortController();
@@ -1288,7 +1282,7 @@ class Tab {
     } else {
       const f = JSON.parse(text);
       if (q) s.position = f.pos;
-      if ('data' in f || 'text' in f || 'bin' in f) event = q ? { type: 'message', topic, data: value(f), pos: f.pos, at: f.at ?? 0, key: f.key ?? '' } : { type: 'ephemeral', topic, data: value(f) };
+      if (loaded(f)) event = q ? { type: 'message', topic, data: value(f), pos: f.pos, at: f.at ?? 0, key: f.key ?? '' } : { type: 'ephemeral', topic, data: value(f) };
       if (event && q) this.counters.received++;
     }
     if (q) s.done = q; else s.passed++;
@@ -1316,7 +1310,7 @@ class Tab {
     const old = this.subs.get(topic);
     if (old) return old.out;
     /** @type {any} */
-    const s = { topic, n: 0, position: o.from || this.kept[topic] || null, at: null, last: o.last, floor: o.floor, queue: [], wait: [], pull: false, over: false, error: null, done: 0, told: 0, passed: 0 };
+    const s = { topic, n: 0, position: o.from || this.kept[topic] || null, at: null, last: o.last ?? 0, floor: o.floor, queue: [], wait: [], pull: false, over: false, error: null, done: 0, told: 0, passed: 0 };
     s.ready = new Promise((live, failed) => { s.live = live; s.failed = failed; });
     s.ready.catch(() => {});
     s.out = new Subscription(this, s);
@@ -1349,7 +1343,7 @@ class Tab {
       if (code) throw new HoldfastError(code, '', { outcome: 'not_stored', id, topic });
     } catch (e) { return Promise.reject(e); }
     const old = this.pending.get(id);
-    if (old) return old.topic === topic ? old.promise : Promise.reject(new HoldfastError('bad_input', 'this id is under way to another topic', { id, topic, field: 'id', outcome: 'not_stored' }));
+    if (old) return old.topic === topic ? old.promise : Promise.reject(new HoldfastError('bad_input', 'id under way to another topic', { id, topic, field: 'id', outcome: 'not_stored' }));
     /** @type {any} */
     const p = { id, topic, s, born: Date.now(), sent: false };
     p.promise = new Promise((resolve, reject) => { p.resolve = resolve; p.reject = reject; });
@@ -1383,13 +1377,7 @@ class Tab {
     }
   }
   async info() {
-    const r = ++this.numbers;
-    const hub = await new Promise(done => {
-      const timer = this.env.setTimeout(() => done(null), T.info);
-      this.asks.set(r, m => { this.env.clearTimeout(timer); done(m); });
-      if (this.welcomed) this.post({ t: 'info', r }); else { this.env.clearTimeout(timer); done(null); }
-    });
-    this.asks.delete(r);
+    const hub = this.welcomed ? (await this.asks.ask(T.info, r => this.post({ t: 'info', r })))?.info : null;
     /** @type {any} */
     const topics = {};
     for (const s of this.subs.values()) topics[s.topic] = { position: s.position, received: s.at, waiting: s.queue.length };
@@ -1399,7 +1387,7 @@ class Tab {
 
 /** @param {string} field @param {any} s @param {number} max @param {number} min */
 function check(field, s, max, min) {
-  if (typeof s !== 'string' || /\p{Surrogate}/u.test(s) || bytes(s) > max || s.length < min) throw new HoldfastError('bad_input', `${field} has to be a string of ${min} to ${max} bytes`, { field, outcome: 'not_stored' });
+  if (typeof s !== 'string' || !s.isWellFormed() || bytes(s) > max || s.length < min) throw new HoldfastError('bad_input', `${field} is no string of ${min} to ${max} bytes`, { field, outcome: 'not_stored' });
 }
 
 // ---- what an application sees
@@ -1417,9 +1405,7 @@ function check(field, s, max, min) {
  * @property {number} [ring] how many messages of each topic are kept for tabs that are slower than others (1000)
  * @property {number} [window] how many may be on their way to a tab (256)
  * @property {false | 'session' | 'local'} [keep] where positions are kept, so that a page goes on where it stood after a reload
- * @property {boolean} [extendedLifetime] of the SharedWorker: a reload then needs no new connection (Chrome)
- * @property {string | URL} [workerUrl] of this file, for bundles
- * @property {{createScriptURL(url: any): any}} [trustedTypes] a policy
+ * @property {any} [workerUrl] of this file, for bundles: a string, a URL, or what a policy of Trusted Types has made of it
  *
  * @typedef {object} Message
  * @property {'message'} type
@@ -1484,7 +1470,6 @@ export class Subscription extends Listened {
   /** @protected */
   listened() { this.#tab.flow(this.#s); }
   close() { this.#tab.end(this.#s); }
-  [Symbol.dispose]() { this.close(); }
   /** @returns {AsyncIterableIterator<Event>} */
   [Symbol.asyncIterator]() {
     const tab = this.#tab, s = this.#s;
@@ -1543,7 +1528,6 @@ export class Connection extends Listened {
   info() { return this.#tab.info(); }
   /** Publishes that are not answered fail. */
   close() { this.#tab.close(); }
-  [Symbol.dispose]() { this.close(); }
 }
 
 /**

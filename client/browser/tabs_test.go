@@ -34,7 +34,7 @@ func TestMain(m *testing.M) { leak.Main(m) }
 const script = `
 const q = new URLSearchParams(location.search);
 const { connect, internal } = await import(q.get('module') ?? MODULE);
-Object.assign(internal.T, JSON.parse(q.get('times') ?? '{}'));
+if (q.has('times')) Object.assign(internal.T, JSON.parse(q.get('times')));
 let storage;
 try { storage = sessionStorage; } catch {}
 window.got = JSON.parse(storage?.getItem('got') ?? '{}');
@@ -168,6 +168,7 @@ func (s *site) serve() {
 		w.Header().Set("Access-Control-Allow-Origin", "*")
 		http.StripPrefix("/holdfast/", browser.Handler(nil)).ServeHTTP(w, r)
 	})
+	mux.HandleFunc("GET /source.js", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, "holdfast.js") })
 	mux.HandleFunc("GET /hold", func(_ http.ResponseWriter, r *http.Request) {
 		select {
 		case <-s.hold:
@@ -741,9 +742,9 @@ func TestTabs(t *testing.T) {
 		{name: "frozen and does not notice", lose: func(l *tab) error { return l.Freeze(l.s.ctx, true) }, init: deaf, frozen: true},
 	} {
 		browse(t, b, "the leader is "+c.name, func(s *site) {
-			query := `share=leader&times={"probe":1e6}` // nobody has to find out by asking
+			query := `share=leader&module=/source.js&times={"probe":1e6}` // nobody has to find out by asking
 			if c.init != "" {
-				query = `share=leader&times={"probe":1000,"lease":500}`
+				query = `share=leader&module=/source.js&times={"probe":1000,"lease":500}`
 			}
 			leader := s.tab(query, c.init)
 			ts := s.tabs(3, query)
@@ -1018,6 +1019,27 @@ func TestTabs(t *testing.T) {
 		s.must(old.Close(s.ctx))
 		s.connected(1)
 		s.dialled(2)
+	})
+
+	// What is served has other names inside than the source has, except in what one page says to another.
+	browse(t, b, "a page of the source and pages of what is served", func(s *site) {
+		first := s.tab("share=leader&module=/source.js", "")
+		recent := s.tabs(2, "share=leader")
+		s.connected(1)
+		s.dialled(1)
+		news := s.feed("news")
+		echo(append(recent, first)...)
+		news.more(50)
+		s.must(first.Close(s.ctx)) // another leads
+		s.until("a new dial", func() bool { return s.dials.Load() >= 2 })
+		late := s.tab("share=leader&module=/source.js", "")
+		news.more(50)
+		n := news.stop()
+		s.exact("news", n, recent...)
+		s.echoed(recent...)
+		recent[0].until("c.info().then(i => i.hub.tabs === 3 && i.hub.node !== undefined && i.mode === 'leader' && i.counters.received > 0)")
+		late.until("c.info().then(i => i.hub.tabs === 3 && i.hub.node !== undefined && i.topics.news.position)")
+		s.connected(1)
 	})
 
 	var (

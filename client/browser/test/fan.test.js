@@ -38,7 +38,7 @@ function setup(max = 1000, window = 256) {
       const tab = tabs.get(id) ?? new Tab(fan, id);
       if (pos !== undefined) tab.pos = pos;
       tabs.set(id, tab);
-      const ok = fan.add(id, { n: tab.n, pos: tab.pos, last });
+      const ok = fan.add(id, { n: tab.n, pos: tab.pos, last: last ?? 0 });
       settle();
       return ok;
     },

@@ -1,0 +1,36 @@
+// Writes holdfast.min.js, which the Go package serves: holdfast.js without comments and without what only tests need.
+//
+// Names inside of it are shortened too, but only of members of its own classes, and only those that are nowhere a
+// member of a message, an option or an event: pages of two builds talk to each other. So a name is left alone if it is
+// also the key of an object literal or pattern, or a word in a string.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { parse } from 'acorn';
+import { minify } from 'terser';
+import { domprops } from './node_modules/terser/tools/domprops.js';
+
+const here = new URL('.', import.meta.url);
+const source = readFileSync(new URL('holdfast.js', here), 'utf8').replace(/^export const internal = .*$/m, '')
+  .replace(/(?<=[;{] )\w+ = none;|^ +\w+ = none;/gm, ''); // declared for the type checker only
+// Of data that never leaves its page or worker, though they are keys or words.
+const ours = 'stop open drop reset again after env link post heard queue phase fan told acked passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted';
+const own = new Set(), spoken = new Set(['constructor']);
+
+(function walk(node, exported = false) {
+  if (!node || typeof node !== 'object') return;
+  if (Array.isArray(node)) return node.forEach(n => walk(n, exported));
+  if (node.type === 'ExportNamedDeclaration') exported = true;
+  if (node.type === 'MethodDefinition' || node.type === 'PropertyDefinition') (exported ? spoken : own).add(node.key.name);
+  if (node.type === 'AssignmentExpression' && node.left.object?.type === 'ThisExpression') (exported ? spoken : own).add(node.left.property.name);
+  if (node.type === 'Property') spoken.add(node.key.name ?? node.key.value);
+  const text = node.type === 'TemplateElement' ? node.value.raw : node.type === 'Literal' ? node.value : '';
+  if (typeof text === 'string') text.match(/\w+/g)?.forEach(w => spoken.add(w));
+  for (const [k, n] of Object.entries(node)) if (k !== 'type') walk(n, exported);
+})(parse(source, { ecmaVersion: 'latest', sourceType: 'module' }));
+
+const names = [...[...own].filter(n => n && !spoken.has(n) && !domprops.includes(n)), ...ours.split(' ')];
+const { code } = await minify(source, {
+  module: true, ecma: 2022,
+  compress: { passes: 3, unsafe_arrows: true, pure_getters: true },
+  mangle: { properties: { regex: new RegExp(`^(${names.join('|')})$`), builtins: true } },
+});
+writeFileSync(new URL('holdfast.min.js', here), `// holdfast, MIT\n${code}\n`);
