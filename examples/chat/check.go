@@ -10,6 +10,7 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,7 @@ type check struct {
 	seed     uint64        // of the faults; when exactly they meet what is chance
 	out      io.Writer     // gets the table
 	progress io.Writer
+	kinds    []string                      // of faults; nil means all
 	faulted  func(number int, kind string) // called before each fault; may be nil
 }
 
@@ -180,7 +182,7 @@ func join(ctx context.Context, page, name string) (*party, error) {
 	var err error
 	p.Client, err = client.New("ws"+strings.TrimPrefix(page, "http")+"ws?user="+url.QueryEscape(name), &client.Options{
 		Prepare: func(_ context.Context, d *client.Dial) error {
-			d.Token = name
+			d.Token = url.PathEscape(name)
 			return nil
 		},
 		// There are few of them, and they are in a hurry.
@@ -258,10 +260,14 @@ func (s *stage) say(ctx context.Context, p *party, text string) {
 func (s *stage) fault(ctx context.Context, c *chat) (faults []string, err error) {
 	rnd := mathrand.New(mathrand.NewPCG(s.seed, 0))
 	number := max(8, int(s.duration/(2500*time.Millisecond)))
+	kinds := s.kinds
+	if kinds == nil {
+		kinds = []string{"lose", "kill", "drain", "restart"}
+	}
 	var bag []string
 	for i := range number {
 		if len(bag) == 0 {
-			bag = []string{"lose", "kill", "drain", "restart"}
+			bag = slices.Clone(kinds)
 			rnd.Shuffle(len(bag), func(i, j int) { bag[i], bag[j] = bag[j], bag[i] })
 		}
 		kind := bag[0]
@@ -273,27 +279,35 @@ func (s *stage) fault(ctx context.Context, c *chat) (faults []string, err error)
 		if s.faulted != nil {
 			s.faulted(i, kind)
 		}
-		path := kind
-		switch kind {
-		case "lose":
-			// Somebody who is connected: else there is nothing to lose.
-			for range s.parties {
-				if s.parties[user].State() == client.Ready {
-					break
-				}
-				user = (user + 1) % len(s.parties)
-			}
-			path += "?user=" + s.parties[user].name
-		case "kill", "drain":
-			path += "?node=" + c.nodes[node].name
-		}
 		s.last.Store(&kind)
-		status, err := post(ctx, c.url+"control/"+path)
-		if err != nil && ctx.Err() == nil {
-			return faults, err
-		}
-		if status == http.StatusAccepted {
-			faults = append(faults, kind)
+		for done := false; !done; {
+			path := kind
+			switch kind {
+			case "lose":
+				// Somebody who is connected: else there is nothing to lose.
+				for range s.parties {
+					if s.parties[user].State() == client.Ready {
+						break
+					}
+					user = (user + 1) % len(s.parties)
+				}
+				path += "?user=" + s.parties[user].name
+			case "kill", "drain":
+				path += "?node=" + c.nodes[node].name
+			}
+			status, err := post(ctx, c.url+"control/"+path)
+			switch {
+			case ctx.Err() != nil:
+				return faults, nil
+			case err != nil:
+				return faults, err
+			case status == http.StatusAccepted:
+				faults, done = append(faults, kind), true
+			case kind != "lose" || status != http.StatusNotFound:
+				return faults, fmt.Errorf("%s: status %d", path, status)
+			default:
+				backoff.Sleep(ctx, 20*time.Millisecond) // nobody is connected, or that one no longer
+			}
 		}
 	}
 	return faults, nil

@@ -74,12 +74,13 @@ type options struct {
 	redis  string
 	prefix string // of keys in Redis; empty for the default
 	timing timing
+	open   opener // if not nil, what nodes stand on instead
 }
 
 // A timing says how long what is done to the chat lasts.
 type timing struct {
 	lose    time.Duration // a user's network is lost
-	dead    time.Duration // a node that was killed is down
+	dead    time.Duration // a node that was killed or drained is down
 	restart time.Duration // all nodes are down
 }
 
@@ -133,6 +134,9 @@ func start(o options) (*chat, error) {
 	if o.redis != "" {
 		c.backplane = "redis"
 		open = func() (backplane.Backplane, func() error, error) { return openRedis(o.redis, o.prefix) }
+	}
+	if o.open != nil {
+		open = o.open
 	}
 	c.front = &front{hold: o.timing.lose, ctx: ctx, pipes: map[*pipe]struct{}{}, held: map[string]int{}}
 	for i := range o.nodes {
@@ -190,24 +194,18 @@ func (c *chat) close() error {
 	return errors.Join(err, c.memory.Close())
 }
 
-// redisOptions returns those of a node's client. Who looks wants to see that something
-// happens within seconds.
-func redisOptions(url string) (*redis.Options, error) {
-	o, err := redis.ParseURL(url)
-	if err != nil {
-		return nil, err
-	}
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout = time.Second, time.Second, time.Second
-	return o, nil
-}
+// silence ends the log of go-redis: what matters comes as errors.
+var silence = sync.OnceFunc(logging.Disable)
 
 // openRedis is what a node does that stands on a Redis.
 func openRedis(url, prefix string) (backplane.Backplane, func() error, error) {
-	logging.Disable() // go-redis's own; what matters comes as errors
-	o, err := redisOptions(url)
+	silence()
+	o, err := redis.ParseURL(url)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("-redis: %w", err)
 	}
+	// Who looks wants to see within seconds that something happens.
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout = time.Second, time.Second, time.Second
 	client := redis.NewClient(o)
 	plane, err := redisplane.New(client, &redisplane.Options{Prefix: prefix, Probe: time.Second, Timeout: 2 * time.Second})
 	if err != nil {

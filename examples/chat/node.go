@@ -153,8 +153,8 @@ func (n *node) kill(pause time.Duration) {
 	})
 }
 
-// drain has a node say goodbye to its clients, end, and begin anew.
-func (n *node) drain() {
+// drain has a node say goodbye to its clients and end. It comes back after a time.
+func (n *node) drain(pause time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.state != up || n.ctx.Err() != nil {
@@ -174,7 +174,7 @@ func (n *node) drain() {
 		n.mu.Unlock()
 		if mine {
 			l.end()
-			n.revive(0)
+			n.revive(pause)
 		}
 	})
 }

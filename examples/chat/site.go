@@ -107,7 +107,7 @@ func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 		if what == "kill" {
 			n.kill(c.timing.dead)
 		} else {
-			n.drain()
+			n.drain(c.timing.dead)
 		}
 	case "restart":
 		// The backplane is what survives: the memory stands for the Redis that there
