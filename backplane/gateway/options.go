@@ -30,8 +30,9 @@ type Options struct {
 	// "https://example.com", "http://localhost:8080", "https://*.example.com". The
 	// server's own is what the request says, the scheme included: behind a proxy
 	// that ends TLS, have it set X-Forwarded-Proto and keep the Host, or list the
-	// origin here. Programs that send no Origin are not pages, and are let through
-	// to Authorize.
+	// origin here. "null" are the frames in a sandbox, of any site: only for gateways
+	// that ask for a token. Programs that send no Origin are not pages, and are let
+	// through to Authorize.
 	Origins []string
 
 	// Payload returns how a topic's messages are shown to clients. Nil means JSON

@@ -11,7 +11,8 @@ import (
 )
 
 // An origin is a pattern of Options.Origins: scheme://host[:port], or with "*." before
-// the host for everything below it, at any depth, but not itself.
+// the host for everything below it, at any depth, but not itself. "null", of frames in
+// a sandbox, is a scheme without a host.
 type origin struct {
 	scheme, host string // lower case; the host with its port unless that is the usual one
 	below        bool
@@ -20,6 +21,9 @@ type origin struct {
 // parseOrigin parses a pattern, or an Origin header (RFC 6454, section 7), which has
 // no stars.
 func parseOrigin(s string, pattern bool) (o origin, err error) {
+	if s == "null" {
+		return origin{scheme: s}, nil
+	}
 	scheme, host, ok := strings.Cut(strings.ToLower(s), "://")
 	if !ok || scheme == "" {
 		return o, fmt.Errorf("has no scheme, as in https://example.com")
@@ -86,7 +90,7 @@ func (g *Gateway) allowed(r *http.Request) bool {
 		return false
 	}
 	from, err := parseOrigin(header[0], false)
-	if err != nil { // "null" is one of these
+	if err != nil {
 		return false
 	}
 	own := origin{scheme: "http"}
@@ -104,7 +108,7 @@ func (g *Gateway) allowed(r *http.Request) bool {
 		own.scheme = "https"
 	}
 	own.host = canonicalHost(own.scheme, r.Host)
-	if own.matches(from) {
+	if from.host != "" && own.matches(from) {
 		return true
 	}
 	for _, o := range g.origins {

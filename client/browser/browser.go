@@ -98,6 +98,7 @@ func Handler(opts *Options) http.Handler {
 		h.Set("Content-Type", mime)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Access-Control-Allow-Origin", "*") // frames in a sandbox are of no origin; and it is no secret
 		h.Set("Content-Security-Policy", policy)
 		switch v := r.URL.Query().Get("v"); v {
 		case "":

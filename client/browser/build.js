@@ -2,7 +2,7 @@
 //
 // Names inside of it are shortened too, but only of members of its own classes, and only those that are nowhere a
 // member of a message, an option or an event: pages of two builds talk to each other. So a name is left alone if it is
-// also the key of an object literal or pattern, or a word in a string.
+// in the types, or also the key of an object literal or pattern, or a word in a string.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parse } from 'acorn';
 import { minify } from 'terser';
@@ -12,8 +12,9 @@ const here = new URL('.', import.meta.url);
 const source = readFileSync(new URL('holdfast.js', here), 'utf8').replace(/^export const internal = .*$/m, '')
   .replace(/(?<=[;{] )\w+ = none;|^ +\w+ = none;/gm, ''); // declared for the type checker only
 // Of data that never leaves its page or worker, though they are keys or words.
-const ours = 'stop open drop reset again after env link post heard queue phase fan told acked passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted';
-const own = new Set(), spoken = new Set(['constructor']);
+const ours = 'stop open drop reset again after env link post heard queue phase fan told passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted';
+const types = readFileSync(new URL('holdfast.d.ts', here), 'utf8');
+const own = new Set(), spoken = new Set(['constructor', ...[...types.matchAll(/(\w+)\??:/g)].map(m => m[1])]);
 
 (function walk(node, exported = false) {
   if (!node || typeof node !== 'object') return;

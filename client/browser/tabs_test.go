@@ -41,6 +41,7 @@ window.got = JSON.parse(storage?.getItem('got') ?? '{}');
 Object.assign(window, { resets: [], acks: [], states: [], errors: [], updates: [], published: 0, shown: 0 });
 const c = window.c = connect('/ws', {
 	share: q.get('share') ?? 'auto', key: q.get('key') ?? '', token: q.get('token') ?? undefined, keep: q.get('keep') ?? false,
+	workerUrl: q.get('worker') ?? undefined,
 	topics: q.get('topics').split(','), backoff: { base: 50, cap: 500, first: 100 },
 });
 window.publish = (topic, data) => {
@@ -101,16 +102,6 @@ type site struct {
 	users map[string]int
 }
 
-// ws counts who wants to be connected, and lets the pages of a sandbox in: it is for the
-// application to say that it trusts them.
-func (s *site) ws(w http.ResponseWriter, r *http.Request, gw *gateway.Gateway) {
-	s.dials.Add(1)
-	if r.Header.Get("Origin") == "null" {
-		r.Header.Del("Origin")
-	}
-	gw.ServeHTTP(w, r)
-}
-
 // authorize lets everybody in with a name for a token; "user/x" is for x alone.
 func authorize(_ context.Context, a gateway.Access) (gateway.Grant, error) {
 	if of, ok := strings.CutPrefix(a.Topic, "user/"); ok && of != a.User {
@@ -124,6 +115,7 @@ func (s *site) serve() {
 	s.t.Helper()
 	gw, err := gateway.New(s.hub, &gateway.Options{
 		Authorize: authorize, Heartbeat: s.beat, Drain: 500 * time.Millisecond,
+		Origins: []string{"null"}, // for the sandbox
 		Limits: gateway.Limits{Frames: -1, Publishes: -1, PerUser: -1, Pending: -1},
 		Trace: &gateway.Trace{
 			Connected: func(i gateway.Info) {
@@ -164,10 +156,7 @@ func (s *site) serve() {
 		w.Header().Set("Access-Control-Allow-Origin", "*") // a sandbox is another origin
 		fmt.Fprint(w, strings.Replace(script, "MODULE", strconv.Quote(browser.URL("/holdfast/")), 1))
 	})
-	mux.HandleFunc("GET /holdfast/", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Access-Control-Allow-Origin", "*")
-		http.StripPrefix("/holdfast/", browser.Handler(nil)).ServeHTTP(w, r)
-	})
+	mux.Handle("GET /holdfast/", http.StripPrefix("/holdfast/", browser.Handler(nil)))
 	mux.HandleFunc("GET /source.js", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, "holdfast.js") })
 	mux.HandleFunc("GET /hold", func(_ http.ResponseWriter, r *http.Request) {
 		select {
@@ -175,7 +164,10 @@ func (s *site) serve() {
 		case <-r.Context().Done():
 		}
 	})
-	mux.HandleFunc("GET /ws", func(w http.ResponseWriter, r *http.Request) { s.ws(w, r, gw) })
+	mux.HandleFunc("GET /ws", func(w http.ResponseWriter, r *http.Request) {
+		s.dials.Add(1)
+		gw.ServeHTTP(w, r)
+	})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		s.t.Fatal(err)
@@ -1039,6 +1031,20 @@ func TestTabs(t *testing.T) {
 		s.echoed(recent...)
 		recent[0].until("c.info().then(i => i.hub.tabs === 3 && i.hub.node !== undefined && i.mode === 'leader' && i.counters.received > 0)")
 		late.until("c.info().then(i => i.hub.tabs === 3 && i.hub.node !== undefined && i.topics.news.position)")
+		const names = `c.info().then(function names(v) {
+			return v && typeof v === 'object' && !Array.isArray(v) ? Object.keys(v).sort().map(k => k + names(v[k])).join() : Array.isArray(v) ? names(v[0]) : '';
+		})`
+		var theirs, ours string // the hub's part is of a page of what is served, the rest of either
+		recent[0].eval(names, &theirs)
+		late.eval(names, &ours)
+		if theirs != ours {
+			s.t.Fatalf("info has other members:\n%s\n%s", theirs, ours)
+		}
+		for _, name := range []string{"acked", "behind", "publishing", "resent", "unacked"} {
+			if !strings.Contains(theirs, name) {
+				s.t.Fatalf("info has no %s: %s", name, theirs)
+			}
+		}
 		s.connected(1)
 	})
 
@@ -1055,6 +1061,8 @@ func TestTabs(t *testing.T) {
 	}{
 		{name: "a strict policy", query: url.Values{"csp": {"default-src 'none'; script-src 'self'; connect-src 'self'"}}.Encode(), mode: "worker", conns: 1},
 		{name: "a policy without workers", query: url.Values{"csp": {"default-src 'none'; script-src 'self'; connect-src 'self'; worker-src 'none'"}}.Encode(), mode: "leader", conns: 1},
+		{name: "no worker at its address", query: "worker=/holdfast/missing.js", mode: "leader", conns: 1},
+		{name: "a worker of another origin", query: "worker=https://example.com/holdfast.js", mode: "leader", conns: 1},
 		{name: "no SharedWorker", init: noWorker, mode: "leader", conns: 1},
 		{name: "no BroadcastChannel", init: noChannel, mode: "worker", conns: 1},
 		{name: "no SharedWorker and no BroadcastChannel", init: noWorker + noChannel, mode: "none", conns: 3},
