@@ -80,7 +80,6 @@ type stage struct {
 	parties []*party
 	last    atomic.Pointer[string] // the kind of the last fault
 	nsent   atomic.Int64
-	nacked  atomic.Int64
 	nseen   atomic.Int64
 }
 

@@ -149,7 +149,7 @@ func (f *front) join(w http.ResponseWriter, in *bufio.Reader, answer *http.Respo
 		p.server.Close()
 	}()
 	answer.Body = nil // what follows is no body
-	if answer.Write(client) != nil {
+	if answer.Write(client) != nil && !p.lost.Load() {
 		p.cut()
 	}
 	var wg sync.WaitGroup

@@ -6,7 +6,8 @@
 //
 // What is typed is said. What others say is printed, what was missed while there was no
 // connection marked with a "+", and whatever happens to the connection with "---". At the
-// end of the input, and on an interrupt, it waits until all that was typed is answered.
+// end of the input it waits until all that was typed is answered, and its exit status says
+// whether it was.
 package main
 
 import (
@@ -36,8 +37,8 @@ const (
 	history = 50
 )
 
-// patience is how long the end waits for answers.
-const patience = 10 * time.Second
+// patience is how long answers are waited for after an interrupt.
+const patience = 2 * time.Second
 
 func main() {
 	log.SetFlags(0)
@@ -112,7 +113,10 @@ func run(ctx context.Context, url, name string, in io.Reader, out io.Writer) err
 	hear.Wait()
 	end, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return errors.Join(err, c.Close(end))
+	if left := c.Close(end); left != nil && err == nil {
+		err = fmt.Errorf("not all that was typed is acknowledged: %w", left)
+	}
+	return err
 }
 
 // speak publishes what comes in, line by line, and returns when all of it is answered.
