@@ -15,6 +15,7 @@ import (
 
 // A note is what users write.
 type note struct {
+	ID   int       `json:"id"`
 	User string    `json:"user"`
 	Text string    `json:"text"`
 	At   time.Time `json:"at"`
@@ -78,6 +79,7 @@ func (a *app) add(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.mu.Lock()
+	n.ID = len(a.notes) + 1
 	a.notes = append(a.notes, n)
 	a.mu.Unlock()
 	if a.added != nil {

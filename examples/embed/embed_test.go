@@ -16,13 +16,14 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/holdfast-ws/holdfast/client"
+	"github.com/holdfast-ws/holdfast/internal/chromium"
 	"github.com/holdfast-ws/holdfast/internal/leak"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
-// browser returns an HTTP client that is logged in, unless name is empty.
-func browser(t *testing.T, srv *httptest.Server, name string) *http.Client {
+// visit returns an HTTP client that is logged in, unless name is empty.
+func visit(t *testing.T, srv *httptest.Server, name string) *http.Client {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
@@ -51,7 +52,7 @@ func TestWhoIsLoggedInGetsEachNoteOnce(t *testing.T) {
 	srv := httptest.NewServer(a.mux)
 	defer srv.Close()
 	defer rt.shutdown(ctx)
-	anna, bert := browser(t, srv, "anna"), browser(t, srv, "bert")
+	anna, bert := visit(t, srv, "anna"), visit(t, srv, "bert")
 	c, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{HTTPClient: bert})
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +85,7 @@ func TestWhoIsLoggedInGetsEachNoteOnce(t *testing.T) {
 	if refused := (*client.ServerError)(nil); !errors.As(err, &refused) || refused.Code != "forbidden" {
 		t.Errorf("publishing past the form: %v", err)
 	}
-	stranger, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{HTTPClient: browser(t, srv, "")})
+	stranger, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{HTTPClient: visit(t, srv, "")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,10 +109,10 @@ func TestThePageAsksForWhatItNeeds(t *testing.T) {
 		resp.Write(&text)
 		return text.String()
 	}
-	if text := get(browser(t, srv, "")); !strings.Contains(text, "/login") || strings.Contains(text, "WebSocket") {
+	if text := get(visit(t, srv, "")); !strings.Contains(text, "/login") || strings.Contains(text, "connect(") {
 		t.Error("who is not logged in does not get the form alone")
 	}
-	if text := get(browser(t, srv, "<b>")); !strings.Contains(text, "holdfast.v1") {
+	if text := get(visit(t, srv, "<b>")); !strings.Contains(text, `key: "\u003cb\u003e"`) {
 		t.Error("who is logged in gets no live updates")
 	}
 }
@@ -127,4 +128,51 @@ func TestFewLinesWereAdded(t *testing.T) {
 	if n := strings.Count(body, "\n"); n > 30 {
 		t.Errorf("%d lines", n)
 	}
+}
+
+// The page in a browser: notes come by themselves, each once.
+func TestThePageIsLive(t *testing.T) {
+	path := chromium.Find(t)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	a := newApp()
+	rt, err := newRealtime(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(a.mux)
+	defer srv.Close()
+	defer rt.shutdown(ctx)
+	b, err := chromium.Start(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	profile, err := b.Profile(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tab, err := profile.Open(ctx, srv.URL, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err, tab.Logs())
+		}
+	}
+	anna := visit(t, srv, "anna")
+	add := func(text string) {
+		resp, err := anna.PostForm(srv.URL+"/notes", url.Values{"text": {text}})
+		must(err)
+		resp.Body.Close()
+	}
+	add("before")
+	must(tab.Eval(ctx, "fetch('/login', { method: 'POST', body: new URLSearchParams({ name: 'bert' }) }).then(() => 0)", nil))
+	must(tab.Reload(ctx))
+	must(tab.Until(ctx, "document.getElementById('state').textContent === 'live'"))
+	add("live")
+	shown := "[...document.querySelectorAll('li')].map(l => l.textContent).join()"
+	must(tab.Until(ctx, shown+" === 'anna: live,anna: before'"))
 }

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"log"
+	"net/http"
 
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
+	"github.com/holdfast-ws/holdfast/client/browser"
 )
 
 // This file is what was added: every new note is published, and who is logged in may
@@ -39,6 +41,7 @@ func newRealtime(a *app) (*realtime, error) {
 		return nil, err
 	}
 	a.mux.Handle("GET /ws", gw)
+	a.mux.Handle("GET /holdfast/", http.StripPrefix("/holdfast/", browser.Handler(nil)))
 	a.added = func(n note) {
 		data, _ := json.Marshal(n) // a note can always be marshalled
 		if _, err := hub.Publish(context.Background(), "notes", backplane.Message{Data: data}); err != nil {
