@@ -116,7 +116,7 @@ function text(id, value) { by(id).textContent = value; }
 function say(what) { text('said', what); }
 function count(id, n, what) {
   text(id, n);
-  by(id).nextElementSibling.textContent = what.replace('$', n === 1 ? '' : 's');
+  by(id).previousElementSibling.textContent = what.replace('$', n === 1 ? '' : 's');
 }
 function element(name, content, className = '') {
   return Object.assign(document.createElement(name), { textContent: content, className });

@@ -172,7 +172,7 @@ func (s *site) alive(ts []*tab) (alive []*tab) {
 }
 
 func TestTabs(t *testing.T) {
-	b, err := chromium.Start(chromium.Find(t), "--window-size=1000,1000", "--hide-scrollbars", "--disable-popup-blocking")
+	b, err := chromium.Start(chromium.Find(t), "--window-size=1000,890", "--hide-scrollbars", "--disable-popup-blocking")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,9 +181,9 @@ func TestTabs(t *testing.T) {
 	browse(t, b, "ten tabs, one connection", func(s *site) {
 		ts := s.tabs(10, "/?share=worker")
 		s.listed(10, ts...)
-		ts[3].send("hello from <b>four</b>")
+		ts[3].send("Hello, <b>everybody</b>!")
 		for _, t := range ts {
-			t.until("chat.textContent === 'tab 4: hello from <b>four</b>'")
+			t.until("chat.textContent === 'tab 4: Hello, <b>everybody</b>!'")
 			t.until("how.textContent === 'The connection is in a SharedWorker.'")
 		}
 		s.clean(ts...)
@@ -191,7 +191,7 @@ func TestTabs(t *testing.T) {
 			s.t.Errorf("the server has seen %+v", f)
 		}
 		if *picture {
-			ts[9].until("document.querySelectorAll('#tabs li.silent').length === 0 && +got.textContent > 10")
+			ts[9].until("document.querySelectorAll('#tabs li.silent').length === 0 && +got.textContent > 30")
 			png, err := ts[9].Screenshot(s.ctx)
 			s.must(err)
 			s.must(os.WriteFile("tabs.png", png, 0o666))

@@ -14,8 +14,8 @@ function Numbers({ name }) {
   const { messages, reset } = useTopic(live, 'numbers', { keep: 10 });
   return (
     <div>
-      <dd id={name}>{messages.at(-1)?.data ?? '–'}</dd>
       <dt className="numbers">{messages.map(m => m.data).join(' ')}{reset && `, after a reset: ${reset.reason}`}</dt>
+      <dd id={name}>{messages.at(-1)?.data ?? '–'}</dd>
     </div>
   );
 }

@@ -51,16 +51,20 @@ export function useConnectionState(connection) {
 
 /** @param {any} connection @param {string} topic @param {any} options @param {number} keep */
 function open(connection, topic, options, keep) {
-  const subscription = connection.subscribe(topic, options);
-  const store = { listeners: new Set(), now: nothing, close };
+  const store = { listeners: new Set(), now: nothing, close() {} };
+  let subscription;
+  try { subscription = connection.subscribe(topic, options); } catch (error) { // closed, or no name of a topic
+    store.now = { ...nothing, error };
+    return store;
+  }
   const set = what => { store.now = { ...store.now, ...what }; for (const changed of [...store.listeners]) changed(); };
   const ended = ({ detail }) => { if (detail.topic === topic) set({ error: detail.error }); };
   subscription.addEventListener('message', ({ detail }) => set({ messages: [...store.now.messages, detail].slice(-keep) }));
   subscription.addEventListener('reset', ({ detail }) => set({ messages: [], reset: detail }));
   connection.addEventListener('error', ended);
-  function close() {
+  store.close = () => {
     connection.removeEventListener('error', ended);
     subscription.close();
-  }
+  };
   return store;
 }
