@@ -284,6 +284,11 @@ func (p *Profile) Open(ctx context.Context, url, init string) (*Tab, error) {
 	return t, t.Navigate(ctx, url)
 }
 
+// Call calls a method of the DevTools protocol for the page, as Browser.Call does.
+func (t *Tab) Call(ctx context.Context, method string, params, result any) error {
+	return t.call(ctx, method, params, result)
+}
+
 func (t *Tab) call(ctx context.Context, method string, params, result any) error {
 	return t.b.call(ctx, t.session, t.dead, method, params, result)
 }
