@@ -5,9 +5,10 @@ BENCH    ?= .
 
 .PHONY: demo test bench bench-browser bench-peers fuzz lint
 
-# What the project does, without a server to install: today the herd, simulated.
+# What the project does, without a server to install: a chat on two servers, to be broken
+# while one looks.
 demo:
-	go run ./examples/herd
+	go run ./examples/chat
 
 # Installs what the tests need and the machine lacks, then runs all of them.
 test:

@@ -2,6 +2,7 @@ package readme
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"go/doc/comment"
 	"go/format"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +22,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/chromium"
+	"github.com/holdfast-ws/holdfast/internal/redistest"
 )
 
 const root = "../.."
@@ -78,18 +83,17 @@ func command(dir, line string) *exec.Cmd {
 // runBy says who runs each command of the README. A command that is not here has
 // not been run by anybody.
 var runBy = map[string]func(t *testing.T, line string){
-	"make demo": inCI,
+	"make demo": demo,
 	"make test": inCI,
 	"go run ./examples/herd -clients 2000 -rate 50 -seed 7":            here,
 	"go run ./examples/sse":                                            serves,
 	"go test ./internal/torture -run Lossy -v":                         byGoTest,
 	"go test ./backplane/redisplane -run RealRedis -v":                 byGoTest,
-	"go run ./examples/twoservers":                                     tested,
 	"go run ./examples/zombies -plain":                                 tested,
-	"go run ./examples/anyserver":                                      tested,
-	"go run ./examples/embed":                                          serves,
+	"go run ./examples/tabs":                                           serves,
+	"go run ./examples/chat -check":                                    tested,
 	"go test ./internal/torture -run Path -v":                          byGoTest,
-	"go run ./examples/herd":                                           inDemo,
+	"go run ./examples/herd":                                           here,
 	"go mod init example.com/hello":                                    byTheStranger,
 	"go mod edit -require=github.com/holdfast-ws/holdfast@v0.0.0":      byTheStranger,
 	"go mod edit -replace=github.com/holdfast-ws/holdfast=../holdfast": byTheStranger,
@@ -114,11 +118,12 @@ func byGoTest(t *testing.T, line string) {
 	}
 }
 
-// inDemo is for commands that are what make demo does.
-func inDemo(t *testing.T, line string) {
-	if !strings.Contains(read(t, "Makefile"), "\ndemo:\n\t"+line+"\n") {
-		t.Errorf("make demo does not run %q", line)
+// demo is for make demo, which is a program that serves.
+func demo(t *testing.T, line string) {
+	if !strings.Contains(read(t, "Makefile"), "\ndemo:\n\tgo run ./examples/chat\n") {
+		t.Errorf("%s does not run the chat", line)
 	}
+	serves(t, "go run ./examples/chat")
 }
 
 // here is for commands that end by themselves, with success.
@@ -138,7 +143,11 @@ func tested(t *testing.T, line string) {
 
 // serves is for programs that serve HTTP until they are interrupted, at an
 // address that they print.
-func serves(t *testing.T, line string) {
+func serves(t *testing.T, line string) { printed(t, line) }
+
+// printed returns what such a program has printed.
+func printed(t *testing.T, line string) string {
+	t.Helper()
 	folder, ok := strings.CutPrefix(line, "go run ")
 	if !ok {
 		t.Fatalf("%q is not go run", line)
@@ -178,6 +187,68 @@ func serves(t *testing.T, line string) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%s ends with %v on an interrupt: %s", line, err, log.String())
 	}
+	return log.String()
+}
+
+// The table of examples/README.md: each folder is in it, and each command prints what
+// it says.
+func TestTheExamplesPrintWhatIsSaid(t *testing.T) {
+	text := read(t, "examples/README.md")
+	folders, err := filepath.Glob(filepath.Join(root, "examples", "*", "main.go"))
+	if err != nil || len(folders) == 0 {
+		t.Fatal(err)
+	}
+	for _, main := range folders {
+		if name := filepath.Base(filepath.Dir(main)); !strings.Contains(text, "\n| ["+name+"]("+name+") |") {
+			t.Errorf("examples/README.md has no row for %s", name)
+		}
+	}
+	busy := true
+	retry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if busy {
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		busy = false
+	}))
+	t.Cleanup(retry.Close)
+	quoted := regexp.MustCompile("`([^`]+)`")
+	rows := 0
+	for row := range strings.Lines(text) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(row), "|"), " | ")
+		if len(cells) != 4 || !strings.Contains(cells[2], "`go run") {
+			continue
+		}
+		rows++
+		line := quoted.FindStringSubmatch(cells[2])[1]
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			var out string
+			switch line {
+			case "go run ./examples/chat", "go run ./examples/sse", "go run ./examples/tabs", "go run ./examples/embed":
+				out = regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(printed(t, line), "localhost:8080")
+			case "go run ./examples/twoservers":
+				redistest.Start(t) // or skip, if there is none
+				fallthrough
+			default:
+				if testing.Short() && line == "go run ./examples/zombies -plain" {
+					t.Skip("SKIPPED: takes half a minute")
+				}
+				b, err := command(root, strings.Replace(line, "URL", retry.URL, 1)).CombinedOutput()
+				if out = string(b); err != nil {
+					t.Errorf("%v\n%s", err, out)
+				}
+			}
+			for _, want := range quoted.FindAllStringSubmatch(cells[3], -1) {
+				if !strings.Contains(out, want[1]) {
+					t.Errorf("it does not print %q:\n%s", want[1], out)
+				}
+			}
+		})
+	}
+	if rows < len(folders) {
+		t.Errorf("%d rows of commands for %d folders", rows, len(folders))
+	}
 }
 
 // byTheStranger is for those that TestTheProgramRunsOutsideOfTheModule runs.
@@ -204,24 +275,34 @@ func TestEveryCommandInTheReadmeIsRun(t *testing.T) {
 	}
 }
 
-// build builds one of the README's two programs with the README's own commands, and
-// returns the folder in which it is, as hello.
-func build(t *testing.T, i int) (dir string) {
+// programs returns the README's Go programs: a server, a client of it, and a client of
+// anything. What else there is of Go are snippets.
+func programs(t *testing.T) (found []string) {
 	t.Helper()
-	text := read(t, "README.md")
-	programs := blocks(text, "go")
-	if len(programs) != 2 {
-		t.Fatalf("README.md has %d Go programs; the tests know how to run two", len(programs))
+	for _, block := range blocks(read(t, "README.md"), "go") {
+		if strings.HasPrefix(block, "package main\n") {
+			found = append(found, block)
+		}
 	}
-	if formatted, err := format.Source([]byte(programs[i])); err != nil || string(formatted) != programs[i] {
+	if len(found) != 3 {
+		t.Fatalf("README.md has %d Go programs; the tests know how to run three", len(found))
+	}
+	return found
+}
+
+// build builds a program with the README's own commands, and returns the folder in
+// which it is, as hello.
+func build(t *testing.T, program string) (dir string) {
+	t.Helper()
+	if formatted, err := format.Source([]byte(program)); err != nil || string(formatted) != program {
 		t.Errorf("the program is not formatted with gofmt: %v", err)
 	}
 	dir = stranger(t)
-	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(programs[i]), 0o666); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(program), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	var setUp string
-	for _, block := range blocks(text, "sh") {
+	for _, block := range blocks(read(t, "README.md"), "sh") {
 		if strings.HasPrefix(block, "go mod init") {
 			setUp = block
 		}
@@ -235,52 +316,107 @@ func build(t *testing.T, i int) (dir string) {
 	return dir
 }
 
-// The chat, with a user who is away for a while.
-func TestTheChatRunsOutsideOfTheModule(t *testing.T) {
-	dir := build(t, 0)
-	program := blocks(read(t, "README.md"), "go")[0]
-	if n := strings.Count(program, "\n") - strings.Count(program, "\n\n"); n >= 60 {
-		t.Errorf("the chat has %d lines, without empty ones; it is to be short", n)
-	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+// run starts the hello in dir, and ends it with the test.
+func run(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, in io.Writer, out *buffer) {
+	t.Helper()
+	cmd = exec.Command(filepath.Join(dir, "hello"), args...)
+	cmd.Dir = dir
+	out = new(buffer)
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := free.Addr().String()
-	free.Close()
-	deadline := time.Now().Add(time.Minute)
-	start := func(args ...string) (*exec.Cmd, io.Writer, *buffer) {
-		cmd := exec.Command(filepath.Join(dir, "hello"), args...)
-		cmd.Dir = dir
-		out := new(buffer)
-		cmd.Stdout, cmd.Stderr = out, os.Stderr
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			cmd.Process.Kill()
-			cmd.Wait()
-		})
-		return cmd, in, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd, in, out
+}
+
+// free returns an address at which nobody listens.
+func free(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// The snippets, one after the other, are the life of a server.
+func TestTheSnippetsAreGo(t *testing.T) {
+	body := ""
+	for _, block := range blocks(read(t, "README.md"), "go") {
+		if !strings.HasPrefix(block, "package main\n") {
+			body += block
+			if strings.Contains(block, "backplane.New(") {
+				body += "gw, err := gateway.New(hub, nil)\nif err != nil {\nreturn err\n}\n"
+			}
+		}
+	}
+	build(t, string(gofmt(t, `package main
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/backplane/gateway"
+	"github.com/holdfast-ws/holdfast/backplane/redisplane"
+	"github.com/redis/go-redis/v9"
+)
+
+func main() { run(context.Background(), "standalone", nil, nil) }
+
+func run(ctx context.Context, kind string, addrs []string, srv *http.Server) error {
+`+body+"return nil\n}\n")))
+}
+
+func gofmt(t *testing.T, text string) []byte {
+	t.Helper()
+	formatted, err := format.Source([]byte(text))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return formatted
+}
+
+// The server and the client, with a user who is away for a while.
+func TestTheChatRunsOutsideOfTheModule(t *testing.T) {
+	texts := programs(t)
+	for i, most := range []int{25, 35} {
+		if n := strings.Count(texts[i], "\n") - strings.Count(texts[i], "\n\n"); n > most {
+			t.Errorf("program %d has %d lines, without empty ones; it is to be short", i, n)
+		}
+	}
+	addr := free(t)
+	deadline := time.Now().Add(time.Minute)
 	prints := func(out *buffer, want string) {
 		t.Helper()
 		for out.String() != want {
 			if time.Now().After(deadline) {
-				t.Fatalf("the chat prints %q, want %q", out.String(), want)
+				t.Fatalf("the client prints %q, want %q", out.String(), want)
 			}
 			runtime.Gosched()
 		}
 	}
-	start(addr)
-	anna, in, out := start(addr, "anna")
+	run(t, build(t, texts[0]), addr)
+	here := build(t, texts[1])
+	there := t.TempDir()
+	if err := os.Rename(filepath.Join(here, "hello"), filepath.Join(there, "hello")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(there, "hello"), filepath.Join(here, "hello")); err != nil {
+		t.Fatal(err)
+	}
+	anna, in, out := run(t, here, addr)
 	fmt.Fprintln(in, "one")
-	prints(out, "anna: one\n")
-	for position := filepath.Join(dir, "anna.position"); ; runtime.Gosched() {
+	prints(out, "one\n")
+	for position := filepath.Join(here, "position"); ; runtime.Gosched() {
 		if text, err := os.ReadFile(position); err == nil && len(text) > 0 {
 			break
 		} else if time.Now().After(deadline) {
@@ -289,17 +425,79 @@ func TestTheChatRunsOutsideOfTheModule(t *testing.T) {
 	}
 	anna.Process.Kill()
 	anna.Wait()
-	_, in, out = start(addr, "bert")
-	prints(out, "anna: one\n") // one of the last ten
+	_, in, out = run(t, there, addr)
+	prints(out, "one\n") // one of the last ten
 	fmt.Fprint(in, "two\nthree\n")
-	prints(out, "anna: one\nbert: two\nbert: three\n")
-	_, _, out = start(addr, "anna")
-	prints(out, "bert: two\nbert: three\n")
+	prints(out, "one\ntwo\nthree\n")
+	_, _, out = run(t, here, addr)
+	prints(out, "two\nthree\n")
+}
+
+// The page of ten lines, served by the server of 25.
+func TestThePageRunsOutsideOfTheModule(t *testing.T) {
+	pages := blocks(read(t, "README.md"), "html")
+	if len(pages) != 1 || strings.Count(pages[0], "\n") > 11 {
+		t.Fatalf("%d pages, or a long one", len(pages))
+	}
+	if strings.TrimSpace(pages[0]) != strings.TrimSpace(read(t, "examples/tabs/ten.html")) {
+		t.Error("the page is not that of examples/tabs")
+	}
+	path := chromium.Find(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dir, addr := build(t, programs(t)[0]), free(t)
+	if err := os.Mkdir(filepath.Join(dir, "public"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "public", "index.html"), []byte(pages[0]), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	run(t, dir, addr)
+	b, err := chromium.Start(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	profile, err := b.Profile(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			conn.Close()
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	var tabs []*chromium.Tab
+	for range 3 {
+		tab, err := profile.Open(ctx, "http://"+addr+"/", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tabs = append(tabs, tab)
+	}
+	for i, tab := range tabs {
+		if err := tab.Until(ctx, "box.onchange"); err != nil {
+			t.Fatal(err, tab.Logs())
+		}
+		if err := tab.Eval(ctx, fmt.Sprintf("box.value = 'from %d'; box.onchange()", i), nil); err != nil {
+			t.Fatal(err, tab.Logs())
+		}
+	}
+	for _, tab := range tabs {
+		if err := tab.Until(ctx, "[...list.children].map(l => l.textContent).sort().join() === 'from 0,from 1,from 2'"); err != nil {
+			t.Fatal(err, tab.Logs())
+		}
+	}
 }
 
 // The program is given a server, and stopped the way its user would.
 func TestTheProgramRunsOutsideOfTheModule(t *testing.T) {
-	dir := build(t, 1)
+	dir := build(t, programs(t)[2])
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -405,7 +603,7 @@ func parses(code string) error {
 
 func TestLinksLeadSomewhere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#\s]+)[^)]*\)`)
-	for _, name := range []string{"README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md"} {
+	for _, name := range []string{"README.md", "CHANGELOG.md", "examples/README.md", ".github/CONTRIBUTING.md"} {
 		links := link.FindAllStringSubmatch(read(t, name), -1)
 		for _, m := range links {
 			if strings.Contains(m[1], "://") {
