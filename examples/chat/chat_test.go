@@ -544,6 +544,9 @@ type bad struct {
 }
 
 func (b *bad) Append(ctx context.Context, topic string, m backplane.Message) (backplane.Receipt, error) {
+	if strings.Contains(string(m.Data), end) {
+		return b.Memory.Append(ctx, topic, m) // without it nobody would know when to stop
+	}
 	store, twice := b.bug(int(b.n.Add(1)))
 	if !store {
 		page, err := b.Read(ctx, topic, replay.Position{}, replay.Budget{})
