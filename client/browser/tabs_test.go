@@ -116,7 +116,7 @@ func (s *site) serve() {
 	gw, err := gateway.New(s.hub, &gateway.Options{
 		Authorize: authorize, Heartbeat: s.beat, Drain: 500 * time.Millisecond,
 		Origins: []string{"null"}, // for the sandbox
-		Limits: gateway.Limits{Frames: -1, Publishes: -1, PerUser: -1, Pending: -1},
+		Limits:  gateway.Limits{Frames: -1, Publishes: -1, PerUser: -1, Pending: -1},
 		Trace: &gateway.Trace{
 			Connected: func(i gateway.Info) {
 				s.mu.Lock()
