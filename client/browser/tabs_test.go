@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -1116,7 +1117,8 @@ func TestTabs(t *testing.T) {
 }
 
 // BenchmarkTabs is ten tabs that share a connection, beside ten with one each: how many
-// connections that is at the server, and how late a message is in a tab.
+// connections that is at the server, how late a message is in a tab, and what the browser
+// takes.
 func BenchmarkTabs(b *testing.B) {
 	br, err := chromium.Start(chromium.Find(b))
 	if err != nil {
@@ -1162,8 +1164,34 @@ func BenchmarkTabs(b *testing.B) {
 				b.ReportMetric(float64(s.gw.Stats().Messages)/float64(b.N)/messages, "frames/msg")
 				b.ReportMetric(late[len(late)/2], "p50-ms")
 				b.ReportMetric(late[len(late)*95/100], "p95-ms")
+				if kb := memory(b, br); kb > 0 {
+					b.ReportMetric(float64(kb)/1024, "browser-MB")
+				}
 				b.ReportMetric(0, "ns/op")
 			})
 		}
 	}
+}
+
+// memory returns what all processes of the browser take, in KiB: what they share is
+// counted once. It is 0 where the system does not tell.
+func memory(b *testing.B, br *chromium.Browser) (kb int) {
+	var r struct {
+		ProcessInfo []struct {
+			ID int `json:"id"`
+		} `json:"processInfo"`
+	}
+	if err := br.Call(b.Context(), "", "SystemInfo.getProcessInfo", nil, &r); err != nil {
+		b.Fatal(err)
+	}
+	for _, p := range r.ProcessInfo {
+		rollup, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.ID))
+		for line := range strings.Lines(string(rollup)) {
+			var n int
+			if _, err := fmt.Sscanf(line, "Pss: %d kB", &n); err == nil {
+				kb += n
+			}
+		}
+	}
+	return kb
 }
