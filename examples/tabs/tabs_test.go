@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,20 @@ type site struct {
 	ctx context.Context
 	p   *chromium.Profile
 	url string
+	mux atomic.Pointer[http.ServeMux] // of the server
+}
+
+// serve makes a server that takes the place of the one before, if there is one.
+func (s *site) serve() {
+	s.t.Helper()
+	old := s.server
+	var err error
+	s.server, err = newServer(true)
+	s.must(err)
+	s.mux.Store(s.server.mux)
+	if old != nil {
+		s.must(old.shutdown(s.ctx))
+	}
 }
 
 // A tab is one page of it.
@@ -48,23 +63,21 @@ func browse(t *testing.T, b *chromium.Browser, name string, f func(s *site)) {
 	t.Run(name, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		server, err := newServer(true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		srv := httptest.NewServer(server.mux)
+		s := &site{t: t, ctx: ctx}
+		s.serve()
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.mux.Load().ServeHTTP(w, r) }))
 		defer srv.Close()
-		p, err := b.Profile(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s.url = srv.URL
+		var err error
+		s.p, err = b.Profile(ctx)
+		s.must(err)
 		defer func() {
 			end, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			p.Close(end)
-			server.shutdown(end)
+			s.p.Close(end)
+			s.shutdown(end)
 		}()
-		f(&site{server, t, ctx, p, srv.URL})
+		f(s)
 	})
 }
 
@@ -255,7 +268,7 @@ func TestTabs(t *testing.T) {
 		ts := s.tabs(3, "/")
 		s.must(ts[0].Freeze(s.ctx, true))
 		ts[1].eval("block.click()", nil)
-		ts[2].until("document.querySelectorAll('#tabs li.silent').length === 2")
+		ts[2].until("tabs.firstChild.textContent.includes('stands still')")
 		s.clean(ts[2])
 		s.must(ts[0].Freeze(s.ctx, false))
 		ts[1].until("said.textContent.startsWith('That was')")
@@ -282,10 +295,32 @@ func TestTabs(t *testing.T) {
 		s.clean(one)
 	})
 
+	// Then what was got does not go on, and this is said.
+	browse(t, b, "another server", func(s *site) {
+		ts := s.tabs(2, "/")
+		needBundle(s.t)
+		r := s.open("/react")
+		r.until("chat && document.querySelectorAll('.numbers').length === 2")
+		ts[0].send("before")
+		r.until("chat.children.length === 1")
+		s.serve()
+		for _, t := range ts {
+			t.until("resets.textContent === '1'")
+			var faults string
+			if t.eval("missing.textContent + twice.textContent", &faults); faults != "00" {
+				s.t.Errorf("%s: missing, twice: %s", t.name, faults)
+			}
+		}
+		r.until("document.querySelector('.numbers').textContent.includes('after a reset') && document.body.innerText.includes('are missing')")
+		ts[0].send("after")
+		r.until("chat.textContent === 'tab 1: after'")
+		s.listed(3, ts...)
+	})
+
 	browse(t, b, "ten lines", func(s *site) {
 		one, two := s.open("/ten"), s.open("/ten")
 		for i, t := range []*tab{one, two} {
-			t.until("window.box && window.list")
+			t.until("window.box?.onchange")
 			t.eval(fmt.Sprintf("box.value = 'from %d', box.dispatchEvent(new Event('change'))", i), nil)
 			for _, t := range []*tab{one, two} {
 				t.until(fmt.Sprintf("list.firstChild?.textContent === 'from %d' && list.children.length === %d", i, i+1))
@@ -313,13 +348,18 @@ func (t *tab) gone() {
 	}
 }
 
-func testReact(s *site, path string) {
+func needBundle(t *testing.T) {
+	t.Helper()
 	if _, err := fs.Stat(files, "react/bundle.js"); err != nil {
 		if os.Getenv("CI") == "true" {
-			s.t.Fatal(noBundle)
+			t.Fatal(noBundle)
 		}
-		s.t.Skip("SKIPPED: " + noBundle)
+		t.Skip("SKIPPED: " + noBundle)
 	}
+}
+
+func testReact(s *site, path string) {
+	needBundle(s.t)
 	ts := []*tab{s.open(path), s.open(path)}
 	plain := s.open("/")
 	subscribed := func(n int) {
