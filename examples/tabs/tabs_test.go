@@ -34,6 +34,8 @@ type site struct {
 	p   *chromium.Profile
 	url string
 	mux atomic.Pointer[http.ServeMux] // of the server
+
+	debug bool
 }
 
 // serve makes a server that takes the place of the one before, if there is one.
@@ -41,7 +43,7 @@ func (s *site) serve() {
 	s.t.Helper()
 	old := s.server
 	var err error
-	s.server, err = newServer(true)
+	s.server, err = newServer(s.debug)
 	s.must(err)
 	s.mux.Store(s.server.mux)
 	if old != nil {
@@ -59,11 +61,11 @@ type tab struct {
 // watch is run in each page before its own scripts.
 const watch = `addEventListener('securitypolicyviolation', e => console.log('not allowed:', e.violatedDirective, e.blockedURI));`
 
-func browse(t *testing.T, b *chromium.Browser, name string, f func(s *site)) {
+func browse(t *testing.T, b *chromium.Browser, name string, debug bool, f func(s *site)) {
 	t.Run(name, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		s := &site{t: t, ctx: ctx}
+		s := &site{t: t, ctx: ctx, debug: debug}
 		s.serve()
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.mux.Load().ServeHTTP(w, r) }))
 		defer srv.Close()
@@ -191,7 +193,7 @@ func TestTabs(t *testing.T) {
 	}
 	defer b.Close()
 
-	browse(t, b, "ten tabs, one connection", func(s *site) {
+	browse(t, b, "ten tabs, one connection", false, func(s *site) {
 		ts := s.tabs(10, "/?share=worker")
 		s.listed(10, ts...)
 		ts[3].send("Hello, <b>everybody</b>!")
@@ -218,7 +220,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "the worker is killed", func(s *site) {
+	browse(t, b, "the worker is killed", true, func(s *site) {
 		ts := s.tabs(4, "/")
 		ts[1].eval("kill.click()", nil)
 		ts[1].until("dials.textContent === '2'")
@@ -233,7 +235,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "the leader is closed", func(s *site) {
+	browse(t, b, "the leader is closed", false, func(s *site) {
 		ts := s.tabs(3, "/?share=leader")
 		s.listed(3, ts...)
 		ts[0].until("document.querySelector('#tabs li.you').textContent.includes('leads')")
@@ -250,7 +252,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "not shared, and shared with nobody else", func(s *site) {
+	browse(t, b, "not shared, and shared with nobody else", false, func(s *site) {
 		for i := range 3 {
 			t := s.open("/?share=none")
 			t.until(fmt.Sprintf("sharing.textContent === '1' && document.getElementById('open').textContent === '%d'", i+1))
@@ -264,7 +266,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "a tab stands still", func(s *site) {
+	browse(t, b, "a tab stands still", false, func(s *site) {
 		ts := s.tabs(3, "/")
 		s.must(ts[0].Freeze(s.ctx, true))
 		ts[1].eval("block.click()", nil)
@@ -282,7 +284,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "the buttons", func(s *site) {
+	browse(t, b, "the buttons", false, func(s *site) {
 		one := s.tabs(1, "/")[0]
 		one.eval("nine.click()", nil)
 		one.until("said.textContent === 'Nine tabs came, the connection is the same.'")
@@ -296,7 +298,7 @@ func TestTabs(t *testing.T) {
 	})
 
 	// Then what was got does not go on, and this is said.
-	browse(t, b, "another server", func(s *site) {
+	browse(t, b, "another server", false, func(s *site) {
 		ts := s.tabs(2, "/")
 		needBundle(s.t)
 		r := s.open("/react")
@@ -317,7 +319,7 @@ func TestTabs(t *testing.T) {
 		s.listed(3, ts...)
 	})
 
-	browse(t, b, "ten lines", func(s *site) {
+	browse(t, b, "ten lines", false, func(s *site) {
 		one, two := s.open("/ten"), s.open("/ten")
 		for i, t := range []*tab{one, two} {
 			t.until("window.box?.onchange")
@@ -332,7 +334,7 @@ func TestTabs(t *testing.T) {
 	})
 
 	for _, path := range []string{"/react", "/react?dev"} {
-		browse(t, b, "React"+strings.TrimPrefix(path, "/react"), func(s *site) { testReact(s, path) })
+		browse(t, b, "React"+strings.TrimPrefix(path, "/react"), false, func(s *site) { testReact(s, path) })
 	}
 }
 
