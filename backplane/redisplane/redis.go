@@ -42,8 +42,9 @@ type Options struct {
 	// kept, and up to a sixteenth more, or one call's worth; what is kept for
 	// longer than Age is gone a sixteenth of that and a second later. Bytes counts
 	// 30 more for each entry. No limit, as negative numbers are, is not allowed:
-	// nothing stays in Redis for ever. It is called for each append and must be
-	// quick. Nil means the defaults of replay.Limits.
+	// nothing stays in Redis for ever; Append then returns an *InputError. It is
+	// called for each append and must be quick. Nil means the defaults of
+	// replay.Limits.
 	Limits func(topic string) replay.Limits
 
 	// Identity is how long Redis remembers how far the numbers of a topic have got
@@ -64,7 +65,7 @@ type Options struct {
 
 	// MaxAnnouncement is the length in bytes, with key and 30 more, above which a
 	// message is not in the live one that announces it, and every node reads it.
-	// Zero means DefaultMaxAnnouncement.
+	// Zero means DefaultMaxAnnouncement. It must not be negative.
 	MaxAnnouncement int
 
 	// Probe is how often each connection for live messages is tried, through the
@@ -124,7 +125,8 @@ var (
 
 // New returns a Plane on client, which remains the caller's to close, after the
 // Plane. It may be a *redis.Client, also one made for Sentinel, or a
-// *redis.ClusterClient that reads from masters.
+// *redis.ClusterClient that reads from masters. It needs ReadTimeout and WriteTimeout,
+// as it has by default, or ContextTimeoutEnabled: else a call might never end.
 //
 // It does not connect: whether Redis is there and new enough is found out by the
 // first call, or by [Plane.Ping]. The only error is an [*backplane.InputError] that
@@ -369,7 +371,7 @@ type Stats struct {
 	Appends       uint64 // messages appended, duplicates included
 	Batches       uint64 // script calls that did it
 	Failed        uint64 // messages whose append failed
-	Reads         uint64
+	Reads         uint64 // calls of Read
 	Announcements uint64 // received
 	Malformed     uint64 // announcements that are not ours
 	Interruptions uint64 // of connections for live messages
