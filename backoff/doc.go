@@ -1,5 +1,7 @@
 // Package backoff says how long to wait before trying again, so that ten
-// thousand clients that lost a server together do not come back together.
+// thousand clients that lost a server together do not come back together. It is
+// for whatever dials or fetches. Whatever the fields and however long the outage,
+// no delay is negative or above its cap, and clients do not fall into step.
 //
 // The nearest relatives are a loop around [time.Sleep], and the ticker of
 // package time for work that does not fail. This package only computes

@@ -1,5 +1,8 @@
 // Package backplane lets users who are connected to different servers talk to each
-// other, and catches each of them up on exactly what it missed.
+// other, and catches each of them up on exactly what it missed. It is for services
+// with topics and live subscribers: chats, feeds, dashboards. A subscriber gets every
+// message of its topic once, in one order, or one [Reset] that says what is missing.
+// It is not for work queues and not a durable store: history is bounded.
 //
 //	hub := backplane.New(backplane.NewMemory(nil), nil) // one for each process
 //	defer hub.Close(ctx)

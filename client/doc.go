@@ -1,6 +1,11 @@
 // Package client keeps a WebSocket connection of a Go program alive: it dials again
 // whenever the connection is lost, as fast as is good for the server, and not at all
-// when that would be of no use.
+// when that would be of no use. It is for services, tools and bots; pages have
+// client/browser, and the server's side is backplane/gateway.
+//
+// [Sessions] is for any WebSocket server, and promises a connection that comes back and
+// an end after which nothing runs. [Client] is for a gateway, and promises each message
+// once, or a [Reset], and each publish stored once, over all connections.
 //
 // # Any WebSocket server
 //
@@ -56,9 +61,9 @@
 // minute by default, and is stored once; its [Receipt] says what is certain and what is not.
 // There is no silent loss in the queue between: what gives way fails with an error.
 //
-// [Client.Close] takes no longer than its context and callbacks allow, and when it returns nothing of the
-// client runs and nothing is dialled. All that follows holds for the client's connection,
-// too; [State] has a picture of what it goes through.
+// [Client.Close] takes no longer than its context and callbacks allow, and when it returns
+// nothing of the client runs and nothing is dialled. All that follows holds for the
+// client's connection, too; [State] has a picture of what it goes through.
 //
 // Not promised: anything about events that a process had been given and not yet dealt with
 // when it crashed (keep the position together with what was made of them), what was

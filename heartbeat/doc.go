@@ -1,10 +1,15 @@
 // Package heartbeat finds connections whose peer is gone, and drops them: a
 // client that lost its network, a server behind a dead link, a process that is
 // frozen. TCP does not tell, for minutes or for ever, and meanwhile they cost
-// memory.
+// memory. They are found within a stated time, each once and with the reason, and
+// no peer is blamed for our own pauses.
 //
-// One [Monitor] watches any number of connections with one goroutine, in servers
-// and in clients. For each connection there is a [Peer]:
+// It is for servers and clients, with any WebSocket library. Pages in browsers, which
+// see no pings, need a message of your own: see Browsers. It acknowledges nothing: a
+// verdict says that the peer was not there, not that a message did not reach it.
+//
+// One [Monitor] watches any number of connections with one goroutine. For each
+// connection there is a [Peer]:
 //
 //	peer, err := monitor.NewPeer(nil)
 //	if err != nil {
@@ -65,6 +70,5 @@
 // # Limits
 //
 // It finds out about paused processes, not about machines so busy that readers
-// run seconds late: let Timeout be much longer than that. A verdict says that the
-// peer was not there, not that a message did not reach it.
+// run seconds late: let Timeout be much longer than that.
 package heartbeat

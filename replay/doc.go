@@ -1,6 +1,11 @@
 // Package replay keeps the newest messages of a topic, numbered, in memory, so
 // that a reader who was away gets exactly what it missed, or is told that it
-// cannot.
+// cannot. It is for servers that push to readers who come and go: over WebSockets,
+// Server-Sent Events, long polls.
+//
+// The nearest thing in the standard library is a buffered channel: for one reader
+// that never goes away. Messages that must outlive the process belong elsewhere;
+// let a Log follow that with [Log.Insert].
 //
 // A [Log] is one bounded ring for all readers of a topic. A [Cursor] is one of
 // those readers: a position in the ring and little more. A [Position] is what a
@@ -19,10 +24,6 @@
 //			send(entry.Pos, entry.Data)
 //		}
 //	}
-//
-// The nearest thing in the standard library is a buffered channel: for one reader
-// that never goes away. For messages that must outlive the process, keep them
-// elsewhere, and let a Log follow that with [Log.Insert].
 //
 // # Guarantees
 //

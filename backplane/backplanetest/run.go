@@ -1,6 +1,7 @@
 // Package backplanetest checks that an implementation of backplane.Backplane keeps
 // its contract, and that a backplane.Hub on it keeps its promise while the
-// implementation is hurt in all ways that a [Harness] knows.
+// implementation is hurt in all ways that a [Harness] knows. It is for the tests of
+// those who write one. It measures neither speed nor durability.
 //
 //	func TestConformance(t *testing.T) {
 //		backplanetest.Run(t, func(t testing.TB) *backplanetest.Harness {

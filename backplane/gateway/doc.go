@@ -1,5 +1,8 @@
 // Package gateway serves a [backplane.Hub] to WebSocket clients, as an
-// [http.Handler] to be mounted in any server:
+// [http.Handler] to be mounted in any server. A client gets every message of a topic
+// once, or a reset that says what is missing; it may see and do only what the
+// application allows, and a slow one costs no more than a fast one. It is not a
+// framework: login, rooms and presence are the application's.
 //
 //	gw, err := gateway.New(hub, &gateway.Options{
 //		Authorize: func(ctx context.Context, a gateway.Access) (gateway.Grant, error) {
@@ -57,7 +60,7 @@
 //
 // Each message is encoded once, and the frame is shared by all who stand at the same
 // place, which nearly always are all: a topic with several readers keeps its last frames
-// for that, up to 1.3 MB where messages are long. An idle connection has one goroutine, which
+// for that, up to 1.6 MB where messages are long. An idle connection has one goroutine, which
 // reads its socket, and no timer. A few goroutines write to all connections; more are
 // added only while some of them are stuck in slow ones.
 //
@@ -67,5 +70,5 @@
 //
 // # Not here
 //
-// Login, presence, rooms, and HTTP/2: WebSockets need a connection of their own.
+// Other transports than WebSocket, and HTTP/2: WebSockets need a connection of their own.
 package gateway

@@ -1,5 +1,8 @@
 // Package browser serves the client for browsers: an ES module that gives all of a
-// user's tabs one WebSocket to a gateway.
+// user's tabs one WebSocket to a gateway. Each tab gets every message once, or a reset,
+// whichever tab or worker crashes or is frozen. It has been tried in Chromium, and not in
+// Safari and Firefox. It is not for other servers than gateways; programs in Go have
+// package client.
 //
 //	mux.Handle("GET /holdfast/", http.StripPrefix("/holdfast/", browser.Handler(nil)))
 //	page.Execute(w, browser.URL("/holdfast/")) // for import { connect } from "{{.}}"
@@ -60,9 +63,9 @@ var hash = func() string {
 // one.
 func URL(prefix string) string { return strings.TrimSuffix(prefix, "/") + "/holdfast.js?v=" + hash }
 
-// Handler serves holdfast.js and, for editors, holdfast.d.ts. Mount it with
-// http.StripPrefix. The error of an origin in Connect that is none is a panic, as for a
-// pattern of http.ServeMux.
+// Handler serves holdfast.min.js under the name of holdfast.js and, for editors,
+// holdfast.d.ts. Mount it with http.StripPrefix. The error of an origin in Connect that
+// is none is a panic, as for a pattern of http.ServeMux. Nil opts are all defaults.
 //
 // With the hash of [URL] the answer may be kept for ever; with another, as during a deploy
 // of several servers, not at all; and without one it has to be asked for each time, which

@@ -1,6 +1,6 @@
-// Package torture checks the promise: a naive broker that misbehaves on command, a
-// simulation of nodes, publishers and subscribers on it in virtual time, and a
-// checker of what all of them saw.
+// Package torture checks the promise, of a Hub alone and of the whole path to clients:
+// a naive broker that misbehaves on command, a simulation of nodes, publishers and
+// subscribers on it in virtual time, and a checker of what all of them saw.
 package torture
 
 import (
