@@ -109,11 +109,13 @@ var (
 	errMute       = errors.New("client: the server does not answer")
 )
 
-// New returns a client that connects to the gateway at url, a ws:// or wss:// URL, in the
-// background and at once. Nil opts are all defaults. The error is an [*OptionError].
+// New returns a client that connects to the gateway at url, which begins with ws, wss, http
+// or https, in the background and at once. Nil opts are all defaults. The error is an
+// [*OptionError].
 //
 // Subscribe and publish without waiting for the connection. If it cannot be had for good,
-// because credentials are refused for example, the client is [Closed], and all that waits for something returns the error that [Client.Err] tells.
+// because credentials are refused for example, the client is [Closed], and all that waits
+// for something returns the error that [Client.Err] tells.
 //
 // A Prepare of the options that sets [Dial.Token] is the way to log in, and to get a new
 // token when the old one has expired.

@@ -22,6 +22,7 @@ const (
 	Final
 )
 
+// String returns the name in words.
 func (v Verdict) String() string {
 	switch v {
 	case Retry:

@@ -12,7 +12,7 @@ import (
 	"github.com/holdfast-ws/holdfast/internal/wire"
 )
 
-// Defaults of [Options].
+// Defaults of [Options] for [New] alone.
 const (
 	DefaultQueueMessages  = 1024
 	DefaultQueueBytes     = 1 << 20
@@ -23,8 +23,9 @@ const (
 	DefaultClientRead     = 8 << 20
 )
 
-// Options are the choices for [Sessions] and for [New], which also takes those of the second
-// group. Nil, and every zero field, stand for good defaults. They are copied.
+// Options are the choices for [Sessions] and for [New]. Those from QueueMessages on are for
+// New alone: with Sessions they are an error. Nil, and every zero field, stand for good
+// defaults. They are copied.
 type Options struct {
 	// URLs are further servers that do as well, like the one given to Sessions. They are
 	// all tried, in random order, before there is a wait; after a connection is lost the
@@ -56,7 +57,7 @@ type Options struct {
 	// DialTimeout is how long Prepare and the dial may take together: zero means
 	// DefaultDialTimeout. While attempts fail it grows with the window of the backoff, up to
 	// two minutes, because with a shorter one a server that is overloaded spends its time on
-	// clients that have already given up.
+	// clients that have already given up. Negative is an error.
 	DialTimeout time.Duration
 
 	// Limiter, if not nil, is waited for before every attempt, for as long as that takes: a

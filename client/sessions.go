@@ -18,7 +18,7 @@ import (
 	"github.com/holdfast-ws/holdfast/heartbeat"
 )
 
-// What zero fields of [Options] stand for, beyond the defaults of packages backoff
+// What other zero fields of [Options] stand for, beyond the defaults of packages backoff
 // and heartbeat.
 const (
 	DefaultDialTimeout = 20 * time.Second

@@ -54,7 +54,7 @@ type Conn interface {
 // comment in an event stream, a line of a protocol of your own. A ping that is
 // only sent, and whose answer arrives elsewhere, should wait until ctx is done
 // and return its error; whoever sees the answer calls [Peer.Touch], and then ctx
-// is cancelled within a tick.
+// is cancelled within a tick. Both functions are required.
 type Funcs struct {
 	PingFunc  func(ctx context.Context) error
 	CloseFunc func() error
@@ -80,7 +80,7 @@ type Config struct {
 	Timeout time.Duration
 
 	// MaxAge is how long a connection may live, give or take a tenth so that
-	// they do not all end together. Zero means for ever.
+	// they do not all end together: at least the Interval. Zero means for ever.
 	MaxAge time.Duration
 
 	// MaxPings is how many pings of its own a peer may send us within one
@@ -97,7 +97,8 @@ type Config struct {
 	OnWake func(away time.Duration)
 }
 
-// A ConfigError says which field of a [Config] or of [Options] cannot be used.
+// A ConfigError says which field of a [Config] or of [Options] cannot be used: its
+// name, what it is, and why not.
 type ConfigError struct {
 	Field  string
 	Value  any

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// Errors of [Peer.Watch].
+// Errors of [Peer.Watch]. The connection is not touched then: it is the caller's to
+// close, or to watch with another peer.
 var (
 	ErrMonitorClosed = errors.New("heartbeat: monitor closed")
 	ErrWatched       = errors.New("heartbeat: peer was watched before")
@@ -149,9 +150,9 @@ func (m *Monitor) Peers() iter.Seq[*Peer] {
 
 // Sweep calls visit for each peer that is watched when it begins, spread evenly
 // over a time, on the caller's goroutine: for telling all clients to reconnect
-// before a server shuts down, without having them come back at once. It returns
-// when all were visited, or the [context.Cause] of ctx when that is done. Peers
-// that are stopped meanwhile are left out.
+// before a server shuts down, without having them come back at once. With a time of
+// zero or less they do. It returns when all were visited, or the [context.Cause] of
+// ctx when that is done. Peers that are stopped meanwhile are left out.
 func (m *Monitor) Sweep(ctx context.Context, over time.Duration, visit func(*Peer)) error {
 	peers := slices.Collect(m.Peers())
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })

@@ -9,7 +9,8 @@ import (
 
 // Options are the properties of one peer. Zero fields take those of the monitor's
 // [Config]. Let there be a few different intervals and timeouts in a monitor, not
-// one for each peer: those that are equal share a schedule.
+// one for each peer: those that are equal share a schedule. Their bounds are those
+// of Config.
 type Options struct {
 	Interval time.Duration
 	Timeout  time.Duration

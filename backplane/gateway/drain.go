@@ -162,7 +162,7 @@ func (s *sub) recheck(ctx context.Context) error {
 // ends those that are no longer allowed: call it when permissions were withdrawn. It
 // returns when that is done, or the cause of ctx. Any other error is that of Authorize
 // where it has said neither yes nor no; these subscriptions live on, and are asked about
-// again within a minute.
+// again within a minute, or never if Options.Recheck is negative: then call this again.
 func (g *Gateway) Recheck(ctx context.Context, user string) error {
 	var mu sync.Mutex // guards errs
 	var errs []error

@@ -49,7 +49,7 @@ type Gateway struct {
 }
 
 // New returns a gateway to hub, which remains the caller's to close, after the
-// gateway's Shutdown. The error is an [*OptionError], or of heartbeat's configuration.
+// gateway's Shutdown. The error is an [*OptionError], or a [*heartbeat.ConfigError].
 func New(hub *backplane.Hub, opts *Options) (*Gateway, error) {
 	g := &Gateway{
 		hub:     hub,
@@ -357,12 +357,12 @@ type Stats struct {
 	Refused         uint64 // and those that did not
 	Dead            uint64 // connections that the heartbeat ended
 	Slow            uint64 // connections dropped because they took nothing more
-	FramesIn        uint64
+	FramesIn        uint64 // from clients, those refused included
 	BadFrames       uint64 // answered with an error
 	TooFast         uint64 // frames refused for their rate
 	Messages        uint64 // handed to connections, each for each
 	Encoded         uint64 // messages encoded; all further uses share that
-	Resets          uint64
+	Resets          uint64 // told to clients
 	Published       uint64 // acknowledged
 	NotPublished    uint64 // answered with a nack
 	AuthorizeErrors uint64 // answers that were neither yes nor no
@@ -410,7 +410,7 @@ type Trace struct {
 // An Info says which connection something is about.
 type Info struct {
 	ID    string // chosen by the gateway, and told to the client
-	User  string
+	User  string // as in the Grant, and so is Value
 	Value any
 }
 

@@ -45,14 +45,16 @@ type Options struct {
 	// subscription and may return the same again and again.
 	Lag func(topic string) *replay.Lag
 
+	// Limits bound what a client can do to the server. Leave them on.
 	Limits Limits
 
-	// Heartbeat says when a connection counts as dead. OnDead has to be nil: who was
-	// found dead, Trace.Disconnected tells.
+	// Heartbeat says when a connection counts as dead. Its zero value is a good one.
+	// OnDead has to be nil: who was found dead, Trace.Disconnected tells.
 	Heartbeat heartbeat.Config
 
 	// Drain is over how long the clients of a server that shuts down come back. Zero
-	// means a second for each 200 connections, between 1 s and 30 s.
+	// means a second for each 200 connections, between 1 s and 30 s; negative is an
+	// error.
 	Drain time.Duration
 
 	// Node is a name of this server, shown to clients. At most 64 bytes.
@@ -74,19 +76,19 @@ type Options struct {
 }
 
 // A Payload is how messages of a topic stand in frames for clients. Their bytes are the
-// same in any case, but for white space around JSON. What cannot be shown so, because it is not JSON, or not UTF-8, is
-// shown as text, or else binary.
+// same in any case, but for white space around JSON. What cannot be shown so, because it
+// is not JSON, or not UTF-8, is shown as text, or else binary.
 type Payload uint8
 
 const (
-	JSON   Payload = Payload(wire.JSON) // a value within the frame's JSON
-	Text   Payload = Payload(wire.Text)
+	JSON   Payload = Payload(wire.JSON)   // a value within the frame's JSON
+	Text   Payload = Payload(wire.Text)   // a string
 	Binary Payload = Payload(wire.Binary) // base64
 )
 
 // Limits bound what clients can do. Zero fields mean the default named beside each, a
-// negative one means no limit; Message, Hello, Incoming, Write and Authorize cannot be
-// without.
+// negative one means no limit. Message (at least 512), Hello, Incoming, Write and
+// Authorize cannot be without: there a negative one is an error.
 type Limits struct {
 	Connections int // in total: 50 000. Beyond it 503 with Retry-After
 	PerUser     int // connections of one user: 64
