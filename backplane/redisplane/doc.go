@@ -27,9 +27,9 @@
 // How much Redis loses is for its configuration to decide: persistence, replicas, and
 // maxmemory-policy, which has to be noeviction. All keys have a time to live, so that
 // the volatile- policies evict them as the allkeys- ones do. History that is evicted is
-// told, by a Reset to those who still need it. But an ID that is evicted is forgotten in
-// silence: its message, if it is sent again, is stored twice. With noeviction an append
-// to a Redis that is full is NotStored.
+// told, by a Reset to those who still need it, or to all who follow the topic. But an ID
+// that is evicted is forgotten in silence: its message, if it is sent again, is stored
+// twice. With noeviction an append to a Redis that is full is NotStored.
 //
 // # Cost
 //
