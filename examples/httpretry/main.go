@@ -1,6 +1,6 @@
 // Httpretry fetches a URL and tries again while the server is away or busy,
-// waiting as long as its Retry-After header asks, with nothing but package
-// backoff.
+// waiting as long as its Retry-After header asks, with package backoff. (The
+// header is read by internal/retryafter, which is short: copy it.)
 //
 //	go run ./examples/httpretry https://example.com/
 package main
