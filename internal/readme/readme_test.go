@@ -85,7 +85,7 @@ func command(dir, line string) *exec.Cmd {
 var runBy = map[string]func(t *testing.T, line string){
 	"make demo": demo,
 	"make test": inCI,
-	"go run ./examples/herd -clients 2000 -rate 50 -seed 7":            here,
+	"go run ./examples/herd -clients 2000 -rate 200 -seed 7":           here,
 	"go run ./examples/sse":                                            serves,
 	"go test ./internal/torture -run Lossy -v":                         byGoTest,
 	"go test ./backplane/redisplane -run RealRedis -v":                 byGoTest,
@@ -349,12 +349,19 @@ func free(t *testing.T) string {
 
 // The snippets, one after the other, are the life of a server.
 func TestTheSnippetsAreGo(t *testing.T) {
-	body := ""
+	functions, body := "", ""
 	for _, block := range blocks(read(t, "README.md"), "go") {
-		if !strings.HasPrefix(block, "package main\n") {
+		switch {
+		case strings.HasPrefix(block, "package main\n"):
+		case strings.HasPrefix(block, "func "):
+			functions += block
+		case strings.Contains(block, "hub.Publish("):
+			functions += "func publish(ctx context.Context, hub *backplane.Hub, name string, data []byte) (backplane.Receipt, error) {\n" +
+				block + "return receipt, err\n}\n"
+		default:
 			body += block
 			if strings.Contains(block, "backplane.New(") {
-				body += "gw, err := gateway.New(hub, nil)\nif err != nil {\nreturn err\n}\n"
+				body += "gw, err := gateway.New(hub, &gateway.Options{Authorize: authorize})\nif err != nil {\nreturn err\n}\n"
 			}
 		}
 	}
@@ -363,6 +370,10 @@ func TestTheSnippetsAreGo(t *testing.T) {
 import (
 	"context"
 	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
 
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
@@ -370,10 +381,11 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-func main() { run(context.Background(), "standalone", nil, nil) }
+func main() { run(context.Background(), "standalone", "", nil) }
 
-func run(ctx context.Context, kind string, addrs []string, srv *http.Server) error {
-`+body+"return nil\n}\n")))
+func userOf(*http.Request) string { return "" }
+
+`+functions+"func run(ctx context.Context, kind, addr string, addrs []string) error {\n"+body+"return nil\n}\n")))
 }
 
 func gofmt(t *testing.T, text string) []byte {
@@ -388,7 +400,7 @@ func gofmt(t *testing.T, text string) []byte {
 // The server and the client, with a user who is away for a while.
 func TestTheChatRunsOutsideOfTheModule(t *testing.T) {
 	texts := programs(t)
-	for i, most := range []int{25, 35} {
+	for i, most := range []int{25, 40} {
 		if n := strings.Count(texts[i], "\n") - strings.Count(texts[i], "\n\n"); n > most {
 			t.Errorf("program %d has %d lines, without empty ones; it is to be short", i, n)
 		}
@@ -415,7 +427,7 @@ func TestTheChatRunsOutsideOfTheModule(t *testing.T) {
 	}
 	anna, in, out := run(t, here, addr)
 	fmt.Fprintln(in, "one")
-	prints(out, "one\n")
+	prints(out, `{"text":"one"}`+"\n")
 	for position := filepath.Join(here, "position"); ; runtime.Gosched() {
 		if text, err := os.ReadFile(position); err == nil && len(text) > 0 {
 			break
@@ -426,11 +438,11 @@ func TestTheChatRunsOutsideOfTheModule(t *testing.T) {
 	anna.Process.Kill()
 	anna.Wait()
 	_, in, out = run(t, there, addr)
-	prints(out, "one\n") // one of the last ten
+	prints(out, `{"text":"one"}`+"\n") // one of the last ten
 	fmt.Fprint(in, "two\nthree\n")
-	prints(out, "one\ntwo\nthree\n")
+	prints(out, `{"text":"one"}`+"\n"+`{"text":"two"}`+"\n"+`{"text":"three"}`+"\n")
 	_, _, out = run(t, here, addr)
-	prints(out, "two\nthree\n")
+	prints(out, `{"text":"two"}`+"\n"+`{"text":"three"}`+"\n")
 }
 
 // The page of ten lines, served by the server of 25.
