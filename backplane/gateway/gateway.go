@@ -193,7 +193,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case !canHijack(w):
 		g.log.Error("middleware in front of the gateway hides the connection: its ResponseWriter has neither Hijack nor Unwrap")
-		refuse(http.StatusNotImplemented, "Something in front of this handler hides Hijack, without which there is no WebSocket.")
+		refuse(http.StatusNotImplemented, "Something in front of this handler hides Hijack, without which there is no WebSocket: give the ResponseWriter that wraps the other an Unwrap method.")
 		return
 	}
 	c := &conn{g: g, id: strings.ToLower(rand.Text()[:10])}

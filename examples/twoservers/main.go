@@ -12,8 +12,8 @@
 //	--- FLUSHALL: Redis forgets everything
 //	ann: RESET, epoch: what was said before is gone from Redis, and what may be missing cannot be had
 //	bob: RESET, epoch: what was said before is gone from Redis, and what may be missing cannot be had
-//	ann saw 26 of 26 messages, 0 of them twice, and was told of 1 resets
-//	bob saw 26 of 26 messages, 0 of them twice, and was told of 1 resets
+//	ann saw 26 of 26 messages, 0 of them twice, resets: 1
+//	bob saw 26 of 26 messages, 0 of them twice, resets: 1
 //	both in the same order
 package main
 
@@ -263,7 +263,7 @@ func (s *stage) summary(said, resets int) error {
 				twice++
 			}
 		}
-		s.print("%s saw %d of %d messages, %d of them twice, and was told of %d resets", u.name, len(u.seen), said, twice, len(u.resets))
+		s.print("%s saw %d of %d messages, %d of them twice, resets: %d", u.name, len(u.seen), said, twice, len(u.resets))
 		if len(u.seen) != said || twice > 0 || len(u.resets) != resets {
 			bad = errors.New("that is not right")
 		}

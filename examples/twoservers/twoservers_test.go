@@ -74,7 +74,7 @@ func TestARedisThatIsThereAlreadyIsNotHurt(t *testing.T) {
 	if after, err := server.Do("INFO server"); err != nil || id(after) != id(before) {
 		t.Errorf("it is another process now: %v", err)
 	}
-	if text := out.String(); !strings.Contains(text, "ann saw 8 of 8 messages, 0 of them twice, and was told of 0 resets") {
+	if text := out.String(); !strings.Contains(text, "ann saw 8 of 8 messages, 0 of them twice, resets: 0") {
 		t.Error(text)
 	}
 }
