@@ -6,14 +6,17 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parse } from 'acorn';
 import { minify } from 'terser';
+import { internal } from './holdfast.js';
 import { domprops } from './node_modules/terser/tools/domprops.js';
 
 const here = new URL('.', import.meta.url);
 const source = readFileSync(new URL('holdfast.js', here), 'utf8').replace(/^export const internal = .*$/m, '')
-  .replace(/(?<=[;{] )\w+ = none;|^ +\w+ = none;/gm, ''); // declared for the type checker only
+  .replace(/(?<=[;{/] )\w+ = none;|^ +\w+ = none;|^ +removeEventListener\(.*$/gm, ''); // declared for the type checker only
 // Of data that never leaves its page or worker, though they are keys or words.
-const ours = 'stop open drop reset again after env link post heard queue phase fan told passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted';
-const types = readFileSync(new URL('holdfast.d.ts', here), 'utf8');
+const ours = 'stop open drop reset again after env link post heard queue phase fan told passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted resolve reject promise parked asked load ack bye detach status answer lost run sent race visible emit wake events storage save watch nudge closed down stepDown worker index wanted flush restart start';
+const types = readFileSync(new URL('holdfast.d.ts', here), 'utf8').replace(/\/\*.*?\*\//gs, '');
+/** Members of what leaves its page or worker: of the types, of frames, and of messages with a `t`. */
+const said = new Set([...types.matchAll(/^ +(?:get |protected )*(\w+)\??[:(]/gm)].map(m => m[1]).concat(...internal.FRAMES.values(), 'at', 'history', 'pending', 'topics'));
 const own = new Set(), spoken = new Set(['constructor', ...[...types.matchAll(/(\w+)\??:/g)].map(m => m[1])]);
 
 (function walk(node, exported = false) {
@@ -22,16 +25,20 @@ const own = new Set(), spoken = new Set(['constructor', ...[...types.matchAll(/(
   if (node.type === 'ExportNamedDeclaration') exported = true;
   if (node.type === 'MethodDefinition' || node.type === 'PropertyDefinition') (exported ? spoken : own).add(node.key.name);
   if (node.type === 'AssignmentExpression' && node.left.object?.type === 'ThisExpression') (exported ? spoken : own).add(node.left.property.name);
+  if (node.type === 'ObjectExpression' && node.properties.some(p => p.key?.name === 't')) for (const p of node.properties) said.add(p.key?.name);
+  if (node.type === 'MemberExpression' && globalThis[node.object.name]) said.add(node.property.name); // as Promise.reject
   if (node.type === 'Property') spoken.add(node.key.name ?? node.key.value);
   const text = node.type === 'TemplateElement' ? node.value.raw : node.type === 'Literal' ? node.value : '';
   if (typeof text === 'string') text.match(/\w+/g)?.forEach(w => spoken.add(w));
   for (const [k, n] of Object.entries(node)) if (k !== 'type') walk(n, exported);
 })(parse(source, { ecmaVersion: 'latest', sourceType: 'module' }));
 
+const wrong = ours.split(' ').filter(n => said.has(n));
+if (wrong.length) throw new Error(`not ours alone: ${wrong.join(' ')}`);
 const names = [...[...own].filter(n => n && !spoken.has(n) && !domprops.includes(n)), ...ours.split(' ')];
 const { code } = await minify(source, {
   module: true, ecma: 2022,
-  compress: { passes: 3, unsafe_arrows: true, pure_getters: true },
+  compress: { passes: 3, unsafe_arrows: true, pure_getters: true, hoist_funs: true, lhs_constants: false, unsafe: true },
   mangle: { properties: { regex: new RegExp(`^(${names.join('|')})$`), builtins: true } },
 });
 writeFileSync(new URL('holdfast.min.js', here), `// holdfast, MIT\n${code}\n`);
