@@ -188,6 +188,9 @@ declare class Listened extends EventTarget {
     live: boolean;
     /** @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | AddEventListenerOptions} [options] */
     addEventListener(type: string, listener: ((e: CustomEvent) => void) | EventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
+    /** For its types: the build leaves it out.
+     * @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | EventListenerOptions} [options] */
+    removeEventListener(type: string, listener: ((e: CustomEvent) => void) | EventListenerObject | null, options?: boolean | EventListenerOptions): void;
     /** @protected */
     protected listened(): void;
 }
@@ -261,6 +264,4 @@ export declare class Connection extends Listened {
  * @returns {Connection}
  */
 export declare function connect(url: string | URL, options?: Options): Connection;
-/** For this package's tests. @type {any} */
-export declare const internal: any;
 export {};

@@ -15,8 +15,10 @@
 /** Of the messages between Tab and Hub. It is in all names: those who would not understand each other do not meet. */
 const PROTO = 1;
 const PREFIX = 'hf|';
-/** The content hash in our own URL. Another build has another worker, see `update` (trap 14). */
-const BUILD = new URL(import.meta.url).searchParams.get('v') ?? '';
+/** The content hash in our own URL. Another build has another worker, see `update` (trap 14).
+ * @param {any} url @param {string} [base] */
+const build = (url, base) => new URL(url, base).searchParams.get('v') ?? '';
+const BUILD = build(import.meta.url);
 /** All times, in milliseconds. */
 const T = {
   hello: 300, dial: 15000, goodbye: 5000, probe: 5000, lease: 5000, ack: 30, ping: 10000, gone: 150000,
@@ -38,6 +40,11 @@ const identity = (url, key) => `${PREFIX}${PROTO}|${encodeURIComponent(url)}|${e
 /** Whether after a reset nothing of before holds, not only that something is missing. @param {string} reason */
 const isVoid = reason => !['trimmed', 'lagging', 'floor'].includes(reason);
 
+/** @param {string} field @param {string} what @returns {never} */
+const wrong = (field, what) => { throw new HoldfastError('bad_input', `${field} is no ${what}`, { field, outcome: 'not_stored' }); };
+/** @param {any} v */
+const isPosition = v => typeof v === 'string' && /^[\w-]{0,64}$/.test(v);
+
 /** What publish and subscriptions fail with. */
 export class HoldfastError extends Error {
   /** @param {string} code @param {string} [message] @param {{outcome?: string, id?: string, topic?: string, field?: string}} [more] */
@@ -48,21 +55,21 @@ export class HoldfastError extends Error {
     Object.assign(this, more);
   }
   name = 'HoldfastError';
-  /** Of a publish: `not_stored` is certain, `unknown` is not. @type {string | undefined} */ outcome;
-  /** Of a publish. @type {string | undefined} */ id;
-  /** @type {string | undefined} */ topic;
-  /** The member that was wrong. @type {string | undefined} */ field;
+  /** Of a publish: `not_stored` is certain, `unknown` is not. @type {string | undefined} */ outcome = none;
+  /** Of a publish. @type {string | undefined} */ id = none;
+  /** @type {string | undefined} */ topic = none;
+  /** The member that was wrong. @type {string | undefined} */ field = none;
 }
 
 // ---- wire: frames of holdfast.v1
 
-/** The members of each frame, in the order in which they are written. @type {Map<string, string[]>} */
+/** The members of each frame that has any, in the order in which they are written. @type {Map<string, string[]>} */
 const FRAMES = new Map(('hello v token beats, auth ref token, subscribe ref topic from last floor, unsubscribe ref topic, ' +
-  'publish topic id key data text bin, ping, ephemeral topic data text bin, beat, ' +
+  'publish topic id key data text bin, ephemeral topic data text bin, ' +
   'welcome v conn node beat timeout limits, ok ref, subscribed ref topic base head late, ' +
   'unsubscribed ref topic code message, entries topic prev entries to conflated, ' +
   'reset topic base reason missed data text bin, ack id pos outcome, nack id outcome retry code field message, ' +
-  'error ref topic retry code field message, pong, goodbye reason window').split(', ').map(f => { const [t, ...members] = f.split(' '); return [t, members]; }));
+  'error ref topic retry code field message, goodbye reason window').split(', ').map(f => { const [t, ...members] = f.split(' '); return [t, members]; }));
 const NUMBERS = 'v ref last beat timeout conflated missed retry window at'.split(' ');
 
 /** @param {string} field @returns {never} */
@@ -125,13 +132,19 @@ function encode(f) {
   return JSON.stringify(o);
 }
 
+/** Whether it is nested deeper than a frame may be: the server would end the connection of all tabs for good.
+ * @param {any} v @param {number} n @returns {boolean} */
+const deep = (v, n) => typeof v === 'object' && v && (n > 61 || Object.values(v).some(x => deep(x, n + 1)));
 /** What publishes data. @param {any} data */
 function payload(data) {
   if (data instanceof Uint8Array) {
     return { bin: btoa(Array.from(data, c => String.fromCharCode(c)).join('')) };
   }
-  if (JSON.stringify(data) === undefined) throw new HoldfastError('bad_input', 'data is no JSON value', { field: 'data', outcome: 'not_stored' });
-  return { data };
+  try {
+    data = JSON.parse(JSON.stringify(data)); // what a toJSON makes of it counts
+    if (!deep(data, 1)) return { data };
+  } catch { /* a function, a circle, a BigInt */ }
+  return wrong('data', 'JSON value, or nested too deep');
 }
 
 /** Whether it has one, and that alone. @param {any} f */
@@ -189,7 +202,8 @@ class Loop {
  * equality only. A cursor: pos is where the tab stands, at the index of the next entry for it or -1 while its place is not
  * known, sent and acked count entries and resets, gap is a reset that it is to get first. */
 class Fan {
-  first = 0; size = 0; fresh = false; again = false;
+  first = 0; size = 0; again = false;
+  /** Positions that the server was asked for: not all, if they are too many. @type {any[]} */ wanted = [];
   /** @type {any[]} */ ring = [];
   index = new Map();
   /** Before the ring; null: nothing is known. @type {string | null} */ base = null;
@@ -216,12 +230,11 @@ class Fan {
   }
   /** What to subscribe with. */
   wants() {
-    const cs = [...this.tabs.values()];
+    const cs = [...this.tabs.values()].sort((a, b) => a.at - b.at);
     for (const c of cs) this.lag(c);
     const last = Math.max(0, ...cs.map(c => this.stand(c) === null ? c.last : 0));
-    const from = last ? [] : [...new Set(cs.map(c => this.stand(c)).filter(Boolean))].slice(0, 64);
+    const from = this.wanted = last ? [] : [...new Set(cs.map(c => this.stand(c)).filter(Boolean))].slice(0, 64);
     const floor = cs.every(c => c.floor === cs[0].floor) ? cs[0]?.floor : undefined;
-    this.fresh = !from.length;
     return { from, last, floor };
   }
   /** @param {any} c @param {number} k */
@@ -229,7 +242,7 @@ class Fan {
     c.at = k;
     c.pos ??= k === this.first ? this.base : this.ring[k - 1 - this.first].pos;
     if (!c.told) this.out([c], { t: 'at', pos: this.stand(c) });
-    c.told = true;
+    c.told = c.sure = true;
   }
   /** @param {any} c */
   place(c) {
@@ -275,7 +288,7 @@ class Fan {
     for (const c of this.tabs.values()) {
       if (c.at >= 0) continue;
       if (this.stand(c) === null) this.seat(c, Math.max(this.first, this.end - c.last));
-      else if (this.fresh) this.again = true; // nobody has asked the server for it
+      else if (!this.wanted.includes(this.stand(c))) this.again = true; // nobody has asked the server for it
       else { this.gap(c, 'unknown', 0, this.head); this.place(c); }
     }
   }
@@ -584,6 +597,7 @@ class Hub {
     // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
     const tab = { ...m, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), remote, seen: now() };
     this.tabs.set(m.id, tab);
+    this.link.start(); // before the welcome: it says how that is
     tab.post({ t: 'welcome', v: PROTO, hub: this.id, lock, o: this.o, build: BUILD, state: this.status() });
     if (m.presence) watch(this.env.navigator.locks, m.presence, 'exclusive', tab.stop.signal, () => this.detach(m.id, tab));
     else this.sweep ??= this.env.setInterval(() => { // no locks: whoever says nothing for long is gone (trap 18)
@@ -591,7 +605,7 @@ class Hub {
     }, T.ping);
     for (const topic of this.topics.values()) if (!m.subs.some((/** @type {any} */ s) => s.topic === topic.name)) this.leave(topic, m.id);
     for (const s of m.subs) this.join(m.id, s);
-    this.link.start();
+    if (!old && this.link.state === 'denied') this.link.redial(true); // it may have other credentials
   }
   /** bye, or gone. The last one out closes the socket now, in this turn: a later one may never come (trap 8).
    * @param {string} id @param {any} [only] */
@@ -616,6 +630,7 @@ class Hub {
   }
   state() {
     if (this.link.state === 'waiting' || this.link.state === 'denied') { this.last = this.link.why; this.counters.drops++; }
+    if (this.link.state === 'denied') this.waiting = []; // the tabs fail them, and one may be the reason
     for (const tab of this.tabs.values()) tab.post({ t: 'state', ...this.status() });
   }
   /** From a tab. False: it is not known, and has to say hello. @param {string} id @param {any} m */
@@ -644,7 +659,7 @@ class Hub {
   }
   info() {
     /** @type {any} */
-    const topics = {};
+    const topics = { __proto__: null };
     for (const { name, fan } of this.topics.values()) {
       topics[name] = { ring: fan.ring.length, head: fan.head, cursors: [...fan.tabs.values()].map((/** @type {any} */ c) => ({ tab: c.id, behind: c.at < 0 ? null : fan.end - c.at, unacked: c.sent - c.acked })) };
     }
@@ -653,7 +668,7 @@ class Hub {
   /** The tabs have the credentials, we have no storage to read them from. A visible one answers soonest (trap 11).
    * @param {boolean} refresh @param {string} [first] */
   async token(refresh, first) {
-    const tabs = [...this.tabs.values()].filter(t => t.token).sort((a, b) => +(b.id === first) - +(a.id === first) || +b.vis - +a.vis);
+    const tabs = [...this.tabs.values()].filter(t => t.token).reverse().sort((a, b) => +(b.id === first) - +(a.id === first) || +b.vis - +a.vis);
     for (const tab of tabs) {
       const m = await this.asked.ask(T.token, r => tab.post({ t: 'ask', r, refresh }));
       if (m?.error) throw new Error(m.error);
@@ -793,7 +808,9 @@ class Hub {
   /** @param {any} topic @param {any} f */
   refused(topic, f) {
     if (['', 'too_fast', 'too_many_pending', 'unavailable', 'internal'].includes(f.code ?? '')) return this.later(topic, Math.min(f.retry ?? 0, 3600e3));
-    const all = [...topic.fan.tabs.values()], wrong = f.code === 'bad_position' ? all.filter(c => !c.told) : all; // who has just brought one
+    const all = [...topic.fan.tabs.values()];
+    let wrong = all.filter(c => f.code === 'bad_position' && !c.sure); // whose is not from a server
+    if (!wrong.length) wrong = all;
     this.out(topic, wrong, { t: 'ended', code: f.code, message: f.message });
     for (const c of wrong) topic.fan.tabs.delete(c.id);
     if (!topic.fan.tabs.size) this.topics.delete(topic.name); else this.want(topic);
@@ -805,6 +822,7 @@ class Hub {
   fits(s) { return !(this.link.limits.message && bytes(s) > this.link.limits.message); }
   /** @param {string} tab @param {any} m */
   queue(tab, m) {
+    if (this.link.state === 'denied') return; // it is on its way to the tab, which fails it then
     const same = [...this.sent.values(), ...this.waiting].find(p => p.id === m.id && p.topic === m.topic);
     if (same) return void same.tabs.add(tab); // sent again by a tab that has not heard of it: once is enough
     this.waiting.push({ ...m, tabs: new Set([tab]), seq: this.seq++, tries: 0 });
@@ -892,7 +910,6 @@ class Tab {
     this.name = identity(this.url, o.key ?? '');
     this.o = { url: this.url, backoff: o.backoff, ring: Math.max(1, o.ring ?? 1000), window: Math.max(1, o.window ?? 256) };
     this.workerUrl = o.workerUrl ?? import.meta.url; // in a bundle that is the application: it has to say (trap 25)
-    this.kept = this.load();
     this.events = new AbortController();
     /** @param {any} on @param {string} types @param {(e: any) => void} f */
     const listen = (on, types, f) => { for (const t of types.split(' ')) on?.addEventListener?.(t, f, { signal: this.events.signal }); };
@@ -913,13 +930,18 @@ class Tab {
 
   // positions that outlive the page
 
-  get storage() {
-    try { return this.opts.keep === 'local' ? this.env.localStorage : this.opts.keep === 'session' ? this.env.sessionStorage : null; } catch { return null; } // sandboxed
+  /** Throws in a sandbox. @returns {any} */
+  get storage() { return this.env[`${this.opts.keep}Storage`]; }
+  /** By topic, which may have the name of a member of all objects. Others may have written there. @returns {any} */
+  load() {
+    let kept;
+    try { kept = JSON.parse(this.storage?.getItem(this.name + 'pos'), (k, v) => k && !isPosition(v) ? undefined : v); } catch { /* none, or no JSON */ }
+    return { __proto__: null, ...kept };
   }
-  load() { try { return JSON.parse(this.storage?.getItem(this.name + 'pos')) ?? {}; } catch { return {}; } }
   save() {
-    for (const s of this.subs.values()) if (s.position) this.kept[s.topic] = s.position;
-    try { this.storage?.setItem(this.name + 'pos', JSON.stringify(this.kept)); } catch { /* full, or not allowed */ }
+    const kept = this.load(); // of other tabs and topics, too
+    for (const s of this.subs.values()) if (s.position && s.queue[0]?.q !== 0) kept[s.topic] = s.position; // not over a reset of bad_position
+    try { this.storage?.setItem(this.name + 'pos', JSON.stringify(kept)); } catch { /* full, or not allowed */ }
   }
 
   // life: up, park (in the bfcache and at the end), fall back
@@ -984,13 +1006,13 @@ class Tab {
     this.news?.close();
     this.free?.();
     this.free = null;
-    this.set({ state: 'connecting', why: 'parked' });
+    if (!this.closed) this.set({ state: 'connecting', why: 'parked' });
   }
   close() {
     if (this.closed) return;
     this.save();
-    this.park();
     this.closed = true;
+    this.park();
     this.events.abort();
     for (const s of [...this.subs.values()]) this.end(s);
     this.fail('closed');
@@ -1061,7 +1083,7 @@ class Tab {
   }
   /** Hubs of ours that live, the oldest first. */
   async alive() {
-    const pre = `hf:hub:${BUILD}|${this.name}`, { held } = await this.locks.query();
+    const pre = `hf:hub:${build(this.workerUrl, this.url)}|${this.name}`, { held } = await this.locks.query();
     return held.filter((/** @type {any} */ l) => l.mode === 'exclusive' && l.name.startsWith(pre)).map((/** @type {any} */ l) => {
       const [gen, id] = l.name.slice(pre.length).split('#');
       return { gen, id };
@@ -1178,10 +1200,10 @@ class Tab {
   /** Where the application stands; what it has not taken comes again. @param {any} s */
   again(s) {
     s.n = ++this.numbers;
-    s.queue = [];
+    s.queue = s.queue.filter((/** @type {any} */ x) => x.q === 0);
     s.at = s.position;
     s.done = s.told = s.passed = 0;
-    return { t: 'sub', topic: s.topic, n: s.n, pos: s.at, last: s.last, floor: s.floor };
+    return { t: 'sub', topic: s.topic, n: s.n, pos: s.at, last: s.last, floor: s.floor, sure: s.sure };
   }
   /** @param {any} m */
   onHub(m) {
@@ -1246,7 +1268,7 @@ class Tab {
     const s = this.subs.get(m.topic);
     if (s?.n !== m.n) return;
     switch (m.t) {
-      case 'at': s.at ??= m.pos; s.position ??= m.pos; return s.live();
+      case 'at': s.sure = true; s.at ??= m.pos; s.position ??= m.pos; return s.live();
       case 'ended':
         if (m.code === 'bad_position' && (s.position || s.floor)) { // perhaps kept for long: from now on, and say so
           s.position = s.floor = null;
@@ -1305,12 +1327,16 @@ class Tab {
 
   /** @param {string} topic @param {any} o */
   subscribe(topic, o = {}) {
+    const last = o.last ?? 0;
     check('topic', topic, 255, 1);
+    // Of one tab, but the server answers all.
+    for (const field of ['from', 'floor']) if (!isPosition(o[field] ?? '')) wrong(field, 'position');
+    if (!Number.isInteger(last) || last < 0) wrong('last', 'whole number');
     if (this.closed) throw new HoldfastError('closed');
     const old = this.subs.get(topic);
     if (old) return old.out;
     /** @type {any} */
-    const s = { topic, n: 0, position: o.from || this.kept[topic] || null, at: null, last: o.last ?? 0, floor: o.floor, queue: [], wait: [], pull: false, over: false, error: null, done: 0, told: 0, passed: 0 };
+    const s = { topic, position: o.from || this.load()[topic] || null, last, floor: o.floor, queue: [], wait: [] };
     s.ready = new Promise((live, failed) => { s.live = live; s.failed = failed; });
     s.ready.catch(() => {});
     s.out = new Subscription(this, s);
@@ -1325,8 +1351,8 @@ class Tab {
     if (s.over) return;
     s.over = true;
     s.error = error;
+    this.save();
     s.queue = [];
-    if (this.opts.keep && s.position) this.kept[s.topic] = s.position;
     if (this.subs.get(s.topic) === s) this.subs.delete(s.topic);
     if (!error) this.post({ t: 'unsub', topic: s.topic, n: s.n });
     s.failed(error ?? new HoldfastError('closed'));
@@ -1334,16 +1360,14 @@ class Tab {
     if (error) this.emit('error', { topic: s.topic, error });
   }
   /** @param {string} topic @param {any} data @param {any} o */
-  publish(topic, data, { id = `${this.id}-${rid()}`, key = '' } = {}) {
-    let s;
-    try {
-      check('topic', topic, 255, 1); check('id', id, 128, 1); check('key', key, 255, 0);
-      s = encode({ t: 'publish', id, topic, key, ...payload(data) });
-      const code = this.closed ? 'closed' : this.state === 'denied' ? 'denied' : this.pending.size >= 1024 ? 'queue_full' : '';
-      if (code) throw new HoldfastError(code, '', { outcome: 'not_stored', id, topic });
-    } catch (e) { return Promise.reject(e); }
+  async publish(topic, data, { id = `${this.id}-${rid()}`, key = '' } = {}) {
+    check('topic', topic, 255, 1); check('id', id, 128, 1); check('key', key, 255, 0);
+    const s = encode({ t: 'publish', id, topic, key, ...payload(data) });
+    const code = this.closed ? 'closed' : this.state === 'denied' ? 'denied' : this.pending.size >= 1024 ? 'queue_full' : '';
+    if (code) throw new HoldfastError(code, '', { outcome: 'not_stored', id, topic });
     const old = this.pending.get(id);
-    if (old) return old.topic === topic ? old.promise : Promise.reject(new HoldfastError('bad_input', 'id under way to another topic', { id, topic, field: 'id', outcome: 'not_stored' }));
+    if (old?.topic === topic) return old.promise;
+    if (old) wrong('id', 'other than one under way to another topic');
     /** @type {any} */
     const p = { id, topic, s, born: Date.now(), sent: false };
     p.promise = new Promise((resolve, reject) => { p.resolve = resolve; p.reject = reject; });
@@ -1379,7 +1403,7 @@ class Tab {
   async info() {
     const hub = this.welcomed ? (await this.asks.ask(T.info, r => this.post({ t: 'info', r })))?.info : null;
     /** @type {any} */
-    const topics = {};
+    const topics = { __proto__: null };
     for (const s of this.subs.values()) topics[s.topic] = { position: s.position, received: s.at, waiting: s.queue.length };
     return { mode: this.mode, state: this.state, why: this.detail.why ?? '', tab: this.id, build: BUILD, proto: PROTO, leads: this.mode === 'leader' && !!this.hub, topics, publishing: this.pending.size, counters: { ...this.counters }, fault: this.fault, hub };
   }
@@ -1387,7 +1411,7 @@ class Tab {
 
 /** @param {string} field @param {any} s @param {number} max @param {number} min */
 function check(field, s, max, min) {
-  if (typeof s !== 'string' || !s.isWellFormed() || bytes(s) > max || s.length < min) throw new HoldfastError('bad_input', `${field} is no string of ${min} to ${max} bytes`, { field, outcome: 'not_stored' });
+  if (typeof s !== 'string' || !s.isWellFormed() || bytes(s) > max || s.length < min) wrong(field, `string of ${min} to ${max} bytes`);
 }
 
 // ---- what an application sees
@@ -1448,6 +1472,9 @@ class Listened extends EventTarget {
     super.addEventListener(type, /** @type {any} */ (listener), options);
     if (['message', 'reset', 'ephemeral'].includes(type)) { this.live = true; queueMicrotask(() => this.listened()); }
   }
+  /** For its types: the build leaves it out.
+   * @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | EventListenerOptions} [options] */
+  removeEventListener(type, listener, options) { super.removeEventListener(type, /** @type {any} */ (listener), options); }
   /** @protected */
   listened() {}
 }
@@ -1537,8 +1564,8 @@ export class Connection extends Listened {
  */
 export function connect(url, options) { return new Connection(url, options); }
 
-/** For this package's tests. @type {any} */
-export const internal = { Fan, Link, Hub, Loop, Tab, T, PROTO, decode, encode, payload, value, identity, hold, watch, serveWorker, clock: (/** @type {() => number} */ f) => { now = f; } };
+/** For this package's tests. @internal @type {any} */
+export const internal = { FRAMES, Fan, Link, Hub, Loop, Tab, T, PROTO, decode, encode, payload, value, identity, hold, watch, serveWorker, clock: (/** @type {() => number} */ f) => { now = f; } };
 
 // ---- the worker
 

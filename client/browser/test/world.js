@@ -238,6 +238,8 @@ class Socket {
   }
 }
 
+const depth = v => typeof v === 'object' && v ? 1 + Math.max(0, ...Object.values(v).map(depth)) : 0;
+
 /** A gateway in a few lines, with a log for each topic. */
 export class Gateway {
   conns = new Set(); logs = new Map(); dials = 0; most = 0; up = true; ids = new Map(); committed = 0; duplicates = 0; subscribes = []; frames = []; ackLoss = 0; beats = 0;
@@ -270,6 +272,7 @@ export class Gateway {
   receive(c, text) {
     if (!this.conns.has(c) || this.dumb) return;
     const f = internal.decode(text);
+    if (depth(JSON.parse(text)) > 64) return this.drop(4400, c);
     this.frames.push(f);
     if (f.t === 'hello') {
       this.hello = f;

@@ -1,0 +1,361 @@
+// What was found to go wrong once: each test says how.
+import test, { afterEach } from 'node:test';
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { Connection, internal } from '../holdfast.js';
+import * as min from '../holdfast.min.js';
+import { World, sleep, until } from './world.js';
+
+const other = await import('../holdfast.js?v=abc');
+for (const x of [internal, other.internal]) Object.assign(x.T, { hello: 60, probe: 40, lease: 40, ack: 2, ping: 30, gone: 150, settle: 40 });
+const backoff = { base: 5, first: 10, cap: 50, stable: 20 };
+let world;
+afterEach(() => world?.end());
+
+function open(page, options = {}, C = Connection) {
+  const c = new C('ws://gw.test/ws', { backoff, share: 'worker', ...options }, page);
+  const tab = { page, c, got: Object.create(null), resets: [], states: [], errors: [] };
+  c.addEventListener('message', e => (tab.got[e.detail.topic] ??= []).push(e.detail.data));
+  c.addEventListener('reset', e => tab.resets.push(e.detail.reason));
+  c.addEventListener('state', e => tab.states.push(e.detail.state));
+  c.addEventListener('error', e => tab.errors.push(e.detail));
+  return tab;
+}
+const opened = (...tabs) => Promise.all(tabs.map(t => until(() => t.c.state === 'open', 'open')));
+async function start(options, n = 1) {
+  world = new World();
+  const tabs = Array.from({ length: n }, () => open(world.page(), options));
+  await opened(...tabs);
+  return tabs;
+}
+const nested = n => { let v = 1; for (let i = 0; i < n; i++) v = i % 2 ? { v } : [v]; return v; };
+const publishes = () => world.server.frames.filter(f => f.t === 'publish').length;
+
+for (const share of ['worker', 'leader', 'none']) test(`${share}: data nested deeper than a frame may be ended the connection of all tabs for good`, async () => {
+  const tabs = await start({ share, topics: ['a'] }, 2);
+  await Promise.all(tabs.map(t => t.c.subscribe('a').ready));
+  const circle = {};
+  circle.circle = circle;
+  for (const data of [nested(62), nested(70), nested(200000), { toJSON: () => nested(62) }, circle, 5n]) {
+    await assert.rejects(tabs[1].c.publish('a', data), { code: 'bad_input', field: 'data', outcome: 'not_stored' });
+    assert.throws(() => tabs[1].c.ephemeral('a', data), { code: 'bad_input', field: 'data' });
+  }
+  const unsaid = { toJSON: () => 'short' };
+  unsaid.deep = nested(70);
+  await tabs[1].c.publish('a', nested(61));
+  await tabs[1].c.publish('a', unsaid);
+  await until(() => tabs.every(t => t.got.a?.length === 2));
+  assert.deepEqual(tabs[0].got.a, [nested(61), 'short']);
+  assert.ok(tabs.every(t => t.c.state === 'open' && !t.states.includes('denied')));
+});
+
+test('a publish for which the server has ended the connection was sent again by each reconnect, which ended it again', async () => {
+  const [t] = await start({ topics: ['a'] });
+  await t.c.subscribe('a').ready;
+  world.server.answer = f => { if (f.data !== 'poison') return null; world.server.drop(4400); return { t: 'nothing' }; };
+  await assert.rejects(t.c.publish('a', 'poison'), { code: 'denied', outcome: 'unknown' });
+  await until(() => t.c.state === 'denied');
+  t.c.reconnect();
+  await opened(t);
+  await t.c.publish('a', 'fine');
+  assert.equal(t.c.state, 'open');
+  assert.equal(publishes(), 2);
+  assert.equal((await t.c.info()).hub.counters.publishing, 0);
+});
+
+test('a publish that a denied Hub was sent, as it was on its way, stayed there', async () => {
+  world = new World();
+  const hub = new internal.Hub(world.page());
+  world.server.refuse = () => 4403;
+  hub.attach({ t: 'hello', v: internal.PROTO, id: 'x', a: 1, o: { url: 'ws://gw.test/ws', backoff, ring: 10, window: 10 }, subs: [] }, () => {});
+  await until(() => hub.link.state === 'denied');
+  hub.recv('x', { t: 'send', id: '1', topic: 'a', s: '{}', born: Date.now() });
+  assert.equal(hub.waiting.length, 0);
+  hub.close();
+});
+
+test('without keep: a page that was hidden once got messages again after it had unsubscribed', async () => {
+  const [t] = await start();
+  await t.c.subscribe('a').ready;
+  world.server.publish('a', 1);
+  await until(() => t.got.a?.length === 1);
+  t.page.show(false); t.page.show(true);
+  for (const i of [2, 3]) world.server.publish('a', i);
+  await until(() => t.got.a?.length === 3);
+  t.c.unsubscribe('a');
+  await t.c.subscribe('a').ready;
+  await sleep(30);
+  assert.deepEqual(t.got.a, [1, 2, 3]);
+});
+
+test('without keep: after a page was hidden once, last was ignored', async () => {
+  const [t] = await start();
+  await t.c.subscribe('a').ready;
+  for (let i = 0; i < 5; i++) world.server.publish('a', i);
+  await until(() => t.got.a?.length === 5);
+  t.page.show(false); t.page.show(true);
+  t.c.unsubscribe('a');
+  t.got.a = [];
+  await t.c.subscribe('a', { last: 3 }).ready;
+  await until(() => t.got.a.length >= 3);
+  assert.deepEqual(t.got.a, [2, 3, 4]);
+});
+
+test('keep local: a tab put positions of topics back that others had read on', async () => {
+  const [first] = await start({ keep: 'local' });
+  const another = () => { const t = open(world.page(), { keep: 'local' }); return opened(t).then(() => t); };
+  await first.c.subscribe('x').ready;
+  world.server.publish('x', 1);
+  await until(() => first.got.x?.length === 1);
+  first.c.close();
+  const a = await another(), b = await another(); // a is not subscribed
+  b.c.subscribe('x');
+  for (let i = 2; i < 6; i++) world.server.publish('x', i);
+  await until(() => b.got.x?.length === 4);
+  b.c.close();
+  a.c.close();
+  const c = await another();
+  await c.c.subscribe('x').ready;
+  await sleep(30);
+  assert.deepEqual(c.got.x ?? [], []);
+});
+
+test('keep: what was in the storage and is no object of positions threw, or was sent to the server', async () => {
+  for (const v of ['5', '"x"', 'null', '[1]', '{"a":5}', '{"a":{"b":1}}', '{"a":"x y"}', `{"a":"${'x'.repeat(65)}"}`, 'x{', '']) {
+    world = new World();
+    const page = world.page();
+    page.sessionStorage.getItem = () => v;
+    const t = open(page, { keep: 'session' });
+    await opened(t);
+    await t.c.subscribe('a').ready;
+    assert.deepEqual(world.server.subscribes.at(-1).from ?? [], [], v);
+    page.hide();
+    t.c.close();
+    assert.deepEqual([t.resets, t.errors], [[], []], v);
+    world.end();
+  }
+});
+
+test('keep: where storage is forbidden, nothing is kept, and nothing throws', async () => {
+  world = new World();
+  const page = world.page();
+  Object.defineProperty(page, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } });
+  const t = open(page, { keep: 'local', topics: ['a'] });
+  await opened(t);
+  await t.c.subscribe('a').ready;
+  page.hide();
+});
+
+for (const share of ['worker', 'none']) for (const topic of ['constructor', 'toString', '__proto__']) {
+  test(`${share}: a topic named ${topic} could not be subscribed to, and no other after it`, async () => {
+    const [t] = await start({ share, keep: 'session' });
+    const s = t.c.subscribe(topic);
+    await s.ready;
+    assert.equal(typeof s.position, 'string');
+    await t.c.subscribe('another').ready;
+    const pos = world.server.publish(topic, 1);
+    await until(() => t.got[topic]?.length === 1);
+    const info = await t.c.info();
+    assert.ok(Object.keys(info.topics).includes(topic), 'info.topics');
+    assert.ok(Object.keys(info.hub.topics).includes(topic), 'info.hub.topics');
+    t.page.hide();
+    const again = open(world.page({ sessionStorage: t.page.sessionStorage }), { share, keep: 'session' });
+    await opened(again);
+    assert.equal(again.c.subscribe(topic).position, pos, 'kept');
+  });
+}
+
+for (const share of ['worker', 'leader', 'none']) test(`${share}: the first state was closed, and there was connecting before closed at the end`, async () => {
+  world = new World();
+  const t = open(world.page(), { share });
+  await opened(t);
+  t.c.close();
+  assert.deepEqual(t.states, ['open', 'closed']);
+});
+
+test('bad_position: its reset was lost when the Hub died before anybody listened', async () => {
+  world = new World();
+  world.server.forbid = f => f.from?.includes('unreadable') && { code: 'bad_position' };
+  const c = new Connection('ws://gw.test/ws', { backoff, share: 'worker' }, world.page());
+  const s = c.subscribe('a', { from: 'unreadable' });
+  await s.ready;
+  world.killWorker();
+  await sleep(100);
+  await until(() => world.server.conns.size === 1 && c.state === 'open');
+  world.server.publish('a', 1);
+  const seen = [];
+  for (const type of ['reset', 'message']) s.addEventListener(type, e => seen.push(e.detail.reason ?? e.detail.data));
+  await until(() => seen.length === 2);
+  assert.deepEqual(seen, ['bad_position', 1]);
+});
+
+test('bad_position: its reset was lost over a reload before anybody listened, as the new position was kept', async () => {
+  world = new World();
+  const connect = page => new Connection('ws://gw.test/ws', { backoff, share: 'worker', keep: 'session' }, page);
+  world.server.forbid = f => f.from?.includes('unreadable') && { code: 'bad_position' };
+  const page = world.page(), c = connect(page);
+  page.sessionStorage.setItem(internal.identity('ws://gw.test/ws', '') + 'pos', '{"a":"unreadable"}');
+  await c.subscribe('a').ready;
+  page.hide();
+  const t = open(world.page({ sessionStorage: page.sessionStorage }), { keep: 'session', topics: ['a'] });
+  await until(() => t.resets.length);
+  assert.deepEqual(t.resets, ['bad_position']);
+});
+
+test('bad_position: of one tab, while the Hub died, it was a reset of all', async () => {
+  const [good] = await start();
+  world.server.forbid = f => f.from?.includes('unreadable') && { code: 'bad_position' };
+  await good.c.subscribe('a').ready;
+  world.server.publish('a', 1);
+  await until(() => good.got.a?.length === 1);
+  const bad = open(world.page());
+  await opened(bad);
+  world.killWorker();
+  bad.c.subscribe('a', { from: 'unreadable' });
+  await until(() => bad.resets.length);
+  await opened(good, bad);
+  world.server.publish('a', 2);
+  await until(() => good.got.a.length === 2);
+  assert.deepEqual([good.got.a, good.resets, bad.resets], [[1, 2], [], ['bad_position']]);
+});
+
+test('bad_position: of a server that reads none of the positions of before, it was asked again and again', async () => {
+  const tabs = await start({ topics: ['a'] }, 2);
+  await Promise.all(tabs.map(t => t.c.subscribe('a').ready));
+  world.server.publish('a', 1);
+  await until(() => tabs.every(t => t.got.a?.length === 1));
+  world.server.forbid = f => f.from?.length && { code: 'bad_position' };
+  const before = world.server.subscribes.length;
+  world.server.drop(1012);
+  await until(() => tabs.every(t => t.resets.length === 1));
+  assert.deepEqual(tabs.map(t => t.resets), [['bad_position'], ['bad_position']]);
+  await sleep(50);
+  assert.ok(world.server.subscribes.length - before <= 4, `${world.server.subscribes.length - before} times`);
+});
+
+test('70 tabs at 70 positions: those beyond 64 got a reset though nothing was missing', { timeout: 60000 }, async () => {
+  world = new World();
+  for (let i = 0; i < 100; i++) world.server.publish('a', i);
+  const tabs = world.server.log('a').entries.slice(29, 99).reverse().map(({ pos }) => {
+    const t = open(world.page());
+    t.c.subscribe('a', { from: pos });
+    return t;
+  });
+  const all = () => until(() => tabs.every((t, i) => t.got.a?.length >= i + 1), 'all', 20000);
+  await all();
+  assert.ok(tabs.every((t, i) => t.got.a.length === i + 1));
+  assert.deepEqual(tabs.flatMap(t => t.resets), []);
+});
+
+test('a bundle without, a workerUrl with ?v=: living workers were not found, and there were two after a death', async () => {
+  world = new World();
+  world.builds = { '/holdfast.js?v=abc': other.internal };
+  const options = { workerUrl: '/holdfast.js?v=abc', topics: ['a'] };
+  const tabs = [1, 2].map(() => open(world.page(), options));
+  await opened(...tabs);
+  world.killWorker();
+  await sleep(100);
+  await opened(...tabs);
+  tabs.push(open(world.page(), options));
+  await opened(...tabs);
+  await sleep(200);
+  assert.equal(world.server.conns.size, 1);
+  assert.equal(world.workers.size, 1);
+});
+
+for (const share of ['worker', 'leader']) test(`${share}: a tab with good credentials that came to a denied Hub was denied, too`, async () => {
+  world = new World();
+  world.server.refuse = f => f.token === 'good' ? 0 : 4401;
+  const old = open(world.page(), { share, token: 'bad' });
+  await until(() => old.c.state === 'denied');
+  const fresh = open(world.page(), { share, token: 'good' });
+  await opened(old, fresh);
+  assert.equal(world.server.conns.size, 1);
+});
+
+test('last, from and floor that are none ended the topic in all tabs', async () => {
+  const [good] = await start();
+  await good.c.subscribe('a').ready;
+  const bad = open(world.page());
+  await opened(bad);
+  for (const last of [-1, 1.5, 'x', '5', NaN, Infinity, {}]) assert.throws(() => bad.c.subscribe('a', { last }), { code: 'bad_input', field: 'last' }, String(last));
+  for (const field of ['from', 'floor']) {
+    for (const v of [5, 'x y', 'é', 'x'.repeat(65), [], {}, 'a\n']) assert.throws(() => bad.c.subscribe('a', { [field]: v }), { code: 'bad_input', field }, String(v));
+  }
+  await bad.c.subscribe('a', { last: 0, from: null, floor: undefined }).ready;
+  world.server.publish('a', 1);
+  await until(() => good.got.a?.length === 1 && bad.got.a?.length === 1);
+  assert.deepEqual([...good.errors, ...bad.errors, ...good.resets, ...bad.resets], []);
+});
+
+// Names of members are shortened in it: one that is not ours alone would go wrong only there.
+for (const [name, first, second] of [['leads', min.Connection, Connection], ['follows', Connection, min.Connection]]) {
+  test(`what is served ${name} where a page has the source, and fails in the same way`, async () => {
+    world = new World();
+    world.server.refuse = f => f.token ? 0 : 4403;
+    let token = 'good';
+    const options = { share: 'leader', topics: ['a'], keep: 'session', token: () => token };
+    const tabs = [];
+    for (const C of [first, second]) { const t = open(world.page(), options, C); tabs.push(t); await opened(t); }
+    assert.equal(world.server.conns.size, 1);
+    for (const t of tabs) await t.c.subscribe('a').ready;
+    const ephemeral = tabs.map(t => new Promise(done => t.c.addEventListener('ephemeral', e => done(e.detail.data))));
+    const [receipt] = await Promise.all(tabs.map((t, i) => t.c.publish('a', i, { key: 'k' })));
+    assert.equal(receipt.outcome, 'committed');
+    tabs[1].c.ephemeral('a', 'soon');
+    assert.deepEqual(await Promise.all(ephemeral), ['soon', 'soon']);
+    await tabs[0].c.publish('a', new Uint8Array([1]));
+    await until(() => tabs.every(t => t.got.a?.length === 3));
+    assert.deepEqual(tabs[0].got.a, tabs[1].got.a);
+    for (const t of tabs) {
+      await assert.rejects(t.c.publish('', 1), { name: 'HoldfastError', code: 'bad_input', field: 'topic', outcome: 'not_stored' });
+      await assert.rejects(t.c.publish('a', nested(62)), { code: 'bad_input', field: 'data' });
+      assert.throws(() => t.c.subscribe('b', { last: -1 }), { code: 'bad_input', field: 'last' });
+      const info = await t.c.info();
+      const { counters, ...hub } = info.hub;
+      assert.deepEqual(Object.keys(info), 'mode state why tab build proto leads topics publishing counters fault hub'.split(' '));
+      assert.deepEqual(Object.keys(hub), 'hub tabs topics why conn node'.split(' '));
+      assert.deepEqual(Object.keys(counters), 'entries resets repairs drops acked resent dials publishing'.split(' '));
+      assert.deepEqual([hub.tabs, info.publishing, counters.acked, hub.topics.a.ring, hub.topics.a.cursors.length], [2, 0, 3, 3, 2]);
+    }
+    world.server.trim('a', 1);
+    const reader = tabs[1].c.subscribe('b', { last: 5 });
+    world.server.publish('b', 7);
+    for await (const e of reader) { assert.equal(e.data, 7); break; }
+    world.server.forbid = f => f.topic === 'no' && { code: 'forbidden', message: 'not you' };
+    await assert.rejects(tabs[1].c.subscribe('no').ready, { code: 'forbidden' });
+    await until(() => tabs[1].errors.length);
+    for (const t of tabs) t.c.subscribe('c');
+    tabs[0].c.reauth();
+    await until(() => world.server.frames.some(f => f.t === 'auth'));
+    tabs[0].c.close(); // the other leads
+    await until(async () => (await tabs[1].c.info()).leads);
+    await opened(tabs[1]);
+    await tabs[1].c.publish('a', 'later');
+    await until(() => tabs[1].got.a.length === 4);
+    tabs[1].page.hide();
+    tabs[1].page.back();
+    await opened(tabs[1]);
+    world.server.answer = () => ({ t: 'nothing' });
+    const lost = tabs[1].c.publish('a', 'lost');
+    token = '';
+    world.server.drop(1006);
+    await assert.rejects(lost, { code: 'denied', outcome: 'unknown' });
+    assert.equal(tabs[1].c.state, 'denied');
+    assert.deepEqual(tabs.flatMap(t => t.resets), []);
+    tabs[1].c.close();
+    await assert.rejects(tabs[1].c.publish('a', 1), { code: 'closed' });
+  });
+}
+
+test('the types named what is for tests only, and knew no removeEventListener for what addEventListener takes', () => {
+  const types = readFileSync(new URL('../holdfast.d.ts', import.meta.url), 'utf8');
+  assert.doesNotMatch(types, /\binternal\b/);
+  assert.match(types, /removeEventListener\(type: string, listener: \(\(e: CustomEvent\) => void\)/);
+  for (const C of [Connection, min.Connection]) {
+    const t = open(new World().page(), { share: 'none' }, C), f = () => assert.fail('removed');
+    t.c.addEventListener('state', f);
+    t.c.removeEventListener('state', f);
+    t.c.close();
+  }
+});
