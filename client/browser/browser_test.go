@@ -2,6 +2,7 @@ package browser_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"io"
 	"net/http"
@@ -68,6 +69,97 @@ func TestHandler(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestWhoTakesGzipGetsIt(t *testing.T) {
+	h := browser.Handler(nil)
+	for _, c := range []struct {
+		accept string
+		want   bool
+	}{
+		{"", false},
+		{"gzip", true},
+		{"gzip, deflate, br, zstd", true},
+		{"br;q=1.0, GZIP ; Q=0.5", true},
+		{"x-gzip", true},
+		{"*", true},
+		{"identity", false},
+		{"gzip;q=0", false},
+		{"gzip; q=0.000, *", false},
+		{"*, gzip;q=0", false},
+		{"*;q=0", false},
+		{"gzip;q=x", false},
+		{"gzipped", false},
+	} {
+		for _, name := range []string{"holdfast.min.js", "holdfast.d.ts"} {
+			content, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			target := "/holdfast/" + strings.Replace(name, ".min", "", 1)
+			plain := get(h, "GET", target).Header.Get("ETag")
+			for _, method := range []string{"GET", "HEAD"} {
+				r := get(h, method, target, "Accept-Encoding", c.accept)
+				body, err := io.ReadAll(r.Body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				size, tag := r.ContentLength, r.Header.Get("ETag")
+				if r.StatusCode != 200 || r.Header.Get("Vary") != "Accept-Encoding" || (r.Header.Get("Content-Encoding") == "gzip") != c.want ||
+					(tag != plain) != c.want || (size < int64(len(content))/2) != c.want || r.Header.Get("Content-Type") == "" {
+					t.Errorf("%s %s for %q: %s %v", method, name, c.accept, r.Status, r.Header)
+				}
+				if method == "HEAD" {
+					if len(body) > 0 {
+						t.Errorf("HEAD of %s for %q: %d bytes", name, c.accept, len(body))
+					}
+				} else if int64(len(body)) != size {
+					t.Errorf("%s for %q: %d bytes, and a Content-Length of %d", name, c.accept, len(body), size)
+				}
+				if method == "GET" && c.want {
+					z, err := gzip.NewReader(bytes.NewReader(body))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if body, err = io.ReadAll(z); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if method == "GET" && !bytes.Equal(body, content) {
+					t.Errorf("%s for %q: another content", name, c.accept)
+				}
+				if r := get(h, method, target, "Accept-Encoding", c.accept, "If-None-Match", tag); r.StatusCode != 304 ||
+					r.Header.Get("ETag") != tag || r.Header.Get("Vary") != "Accept-Encoding" || r.Header.Get("Content-Length") != "" {
+					t.Errorf("%s %s for %q, known: %s %v", method, name, c.accept, r.Status, r.Header)
+				}
+				if r := get(h, method, target, "Accept-Encoding", c.accept, "If-None-Match", `"other"`); r.StatusCode != 200 {
+					t.Errorf("%s %s for %q, known in another version: %s", method, name, c.accept, r.Status)
+				}
+			}
+		}
+	}
+}
+
+// What arrives is what README.md says: 12 KiB. Package gzip of Go is not quite as good at
+// it as zlib, after which the limit in test/pkg.test.js goes.
+func TestTheModuleArrivesSmall(t *testing.T) {
+	srv := httptest.NewServer(http.StripPrefix("/holdfast/", browser.Handler(nil)))
+	defer srv.Close()
+	r, err := http.NewRequest("GET", srv.URL+browser.URL("/holdfast/"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Accept-Encoding", "gzip")
+	resp, err := srv.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	n, err := io.Copy(io.Discard, resp.Body)
+	if err != nil || n != resp.ContentLength || n > 12.5*1024 {
+		t.Errorf("%d bytes, Content-Length %d, %v", n, resp.ContentLength, err)
+	}
+	t.Logf("%d bytes", n)
 }
 
 func TestURL(t *testing.T) {
