@@ -26,6 +26,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 	if err := run(ctx, *addr); err != nil {
 		log.Fatal(err)
 	}
@@ -50,7 +51,6 @@ func run(ctx context.Context, addr string) error {
 		return err
 	case <-ctx.Done():
 	}
-	// A second signal ends it at once.
 	end, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return errors.Join(rt.shutdown(end), srv.Shutdown(end))

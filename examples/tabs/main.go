@@ -34,6 +34,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 	if err := run(ctx, *addr, *debug); err != nil {
 		log.Fatal(err)
 	}
@@ -57,7 +58,6 @@ func run(ctx context.Context, addr string, debug bool) error {
 		return errors.Join(err, s.shutdown(ctx))
 	case <-ctx.Done():
 	}
-	// A second signal ends it at once.
 	end, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return errors.Join(s.shutdown(end), srv.Shutdown(end))
