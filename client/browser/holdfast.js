@@ -597,7 +597,8 @@ class Hub {
     // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
     const tab = { ...m, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), remote, seen: now() };
     this.tabs.set(m.id, tab);
-    this.link.start(); // before the welcome: it says how that is
+    this.link.start(); // before the welcome, which says how that is
+    if (!old && this.link.state === 'denied') this.link.redial(true); // it may have other credentials
     tab.post({ t: 'welcome', v: PROTO, hub: this.id, lock, o: this.o, build: BUILD, state: this.status() });
     if (m.presence) watch(this.env.navigator.locks, m.presence, 'exclusive', tab.stop.signal, () => this.detach(m.id, tab));
     else this.sweep ??= this.env.setInterval(() => { // no locks: whoever says nothing for long is gone (trap 18)
@@ -605,7 +606,6 @@ class Hub {
     }, T.ping);
     for (const topic of this.topics.values()) if (!m.subs.some((/** @type {any} */ s) => s.topic === topic.name)) this.leave(topic, m.id);
     for (const s of m.subs) this.join(m.id, s);
-    if (!old && this.link.state === 'denied') this.link.redial(true); // it may have other credentials
   }
   /** bye, or gone. The last one out closes the socket now, in this turn: a later one may never come (trap 8).
    * @param {string} id @param {any} [only] */
@@ -665,9 +665,11 @@ class Hub {
     }
     return { hub: this.id, tabs: this.tabs.size, topics, why: this.last, conn: this.link.conn, node: this.link.node, counters: { ...this.counters, dials: this.link.dials, publishing: this.waiting.length + this.sent.size } };
   }
-  /** The tabs have the credentials, we have no storage to read them from. A visible one answers soonest (trap 11).
+  /** The tabs have the credentials, we have no storage to read them from. A visible one answers soonest (trap 11), and
+   * of these we ask the one that came last: it has the newest.
    * @param {boolean} refresh @param {string} [first] */
   async token(refresh, first) {
+    await null; // a tab knows us after its welcome only
     const tabs = [...this.tabs.values()].filter(t => t.token).reverse().sort((a, b) => +(b.id === first) - +(a.id === first) || +b.vis - +a.vis);
     for (const tab of tabs) {
       const m = await this.asked.ask(T.token, r => tab.post({ t: 'ask', r, refresh }));

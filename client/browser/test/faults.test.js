@@ -269,7 +269,9 @@ for (const share of ['worker', 'leader']) test(`${share}: a tab with good creden
   const old = open(world.page(), { share, token: 'bad' });
   await until(() => old.c.state === 'denied');
   const fresh = open(world.page(), { share, token: 'good' });
+  await fresh.c.publish('a', 1); // said at once, it does not fail
   await opened(old, fresh);
+  assert.ok(!fresh.states.includes('denied'), fresh.states.join());
   assert.equal(world.server.conns.size, 1);
 });
 
