@@ -997,6 +997,40 @@ func TestTabs(t *testing.T) {
 		})
 	}
 
+	for _, share := range []string{"worker", "leader", "none"} {
+		browse(t, b, "what one tab does wrong is not the fault of others/"+share, func(s *site) {
+			ts := s.tabs(2, "share="+share)
+			var errs []string
+			ts[1].eval(`(async () => {
+				const errs = [], say = async f => { try { errs.push('taken: ' + JSON.stringify(await f())); } catch (e) { errs.push(e.code + ' ' + e.field); } };
+				const nested = n => { let v = 1; while (n--) v = [v]; return v; };
+				await say(() => c.publish('pub', nested(62)));
+				await say(() => c.ephemeral('pub', nested(62)));
+				await say(() => c.subscribe('x', { last: 1.5 }));
+				await say(() => c.subscribe('x', { from: 'x y' }));
+				await say(() => c.subscribe('x', { floor: 7 }));
+				await say(() => c.publish('pub', nested(61)).then(r => r.outcome));
+				return errs;
+			})()`, &errs)
+			if want := "bad_input data,bad_input data,bad_input last,bad_input from,bad_input floor,taken: \"committed\""; strings.Join(errs, ",") != want {
+				s.t.Errorf("%q, want %s", errs, want)
+			}
+			for _, t := range ts {
+				t.until("got.pub.length === 1 && c.state === 'open' && !errors.length && !resets.length")
+			}
+			for i, topic := range []string{"constructor", "toString", "__proto__"} {
+				ts[1].until(fmt.Sprintf("c.subscribe('%s').ready.then(() => c.publish('%[1]s', %d)).then(() => true)", topic, i))
+				ts[1].until(fmt.Sprintf("c.info().then(i => Object.hasOwn(i.topics, '%s') && Object.hasOwn(i.hub.topics, '%[1]s'))", topic))
+			}
+			for i := range 10 {
+				s.say("news", i)
+			}
+			s.exact("news", 10, ts...)
+			ts[1].eval("c.close()", nil)
+			ts[1].until("states.join() === 'open,closed'")
+		})
+	}
+
 	browse(t, b, "an old worker and a new page", func(s *site) {
 		old := s.tab("module="+url.QueryEscape("/holdfast/holdfast.js?v=0ld"), "")
 		recent := s.tabs(2, "")
