@@ -146,7 +146,7 @@ func (s *site) serve() {
 		if csp := r.URL.Query().Get("csp"); csp != "" {
 			w.Header().Set("Content-Security-Policy", csp)
 		}
-		page(w, `<!doctype html><title>tab</title><script type="module" src="/page.js"></script>`)
+		page(w, `<!doctype html><title>tab</title><script type="module" nonce="abc" src="/page.js"></script>`)
 	})
 	mux.HandleFunc("GET /frame", func(w http.ResponseWriter, r *http.Request) {
 		page(w, fmt.Sprintf(frame, strings.ReplaceAll(r.URL.RawQuery, "&", "&amp;")))
@@ -1095,6 +1095,7 @@ func TestTabs(t *testing.T) {
 		conns             int
 	}{
 		{name: "a strict policy", query: url.Values{"csp": {"default-src 'none'; script-src 'self'; connect-src 'self'"}}.Encode(), mode: "worker", conns: 1},
+		{name: "a policy with a nonce", query: url.Values{"csp": {"default-src 'none'; script-src 'nonce-abc'; worker-src 'self'; connect-src 'self'"}}.Encode(), mode: "worker", conns: 1},
 		{name: "a policy without workers", query: url.Values{"csp": {"default-src 'none'; script-src 'self'; connect-src 'self'; worker-src 'none'"}}.Encode(), mode: "leader", conns: 1},
 		{name: "no worker at its address", query: "worker=/holdfast/missing.js", mode: "leader", conns: 1},
 		{name: "a worker of another origin", query: "worker=https://example.com/holdfast.js", mode: "leader", conns: 1},
