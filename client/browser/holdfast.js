@@ -871,7 +871,7 @@ class Hub {
       if (f.code === 'too_fast' || f.code === 'too_many_pending') { // nothing to do with the topic
         this.window = 1;
         this.grown = 0;
-        if (now() >= this.holdAll) this.holdAll = now() + (retry || 1000);
+        if (now() >= this.holdAll) this.holdAll = now() + (retry + 1000);
       } else if (f.code === 'unavailable' || f.code === 'internal') {
         const h = this.held.get(p.topic) ?? { loop: new Loop({ first: 0 }), until: 0 };
         if (now() >= h.until) h.until = now() + Math.max(h.loop.down(), retry);
