@@ -90,7 +90,7 @@ func request(t *testing.T, c *chat, method, path string, header http.Header) (*h
 func push(t *testing.T, c *chat, path string) {
 	t.Helper()
 	resp, body := request(t, c, "POST", "control/"+path, nil)
-	if resp.StatusCode != http.StatusAccepted || body != `{"ok":true}`+"\n" {
+	if resp.StatusCode/100 != 2 || body != `{"ok":true}`+"\n" {
 		t.Fatalf("%s: %s %q", path, resp.Status, body)
 	}
 }
@@ -392,6 +392,9 @@ func TestWithoutANodeTheFrontSays503(t *testing.T) {
 	c := newChat(t, 2, lasting)
 	bert := guest(t, c, "bert")
 	push(t, c, "restart")
+	if resp, _ := request(t, c, "POST", "control/kill?node=node-1", nil); resp.StatusCode != http.StatusOK {
+		t.Errorf("it is down already: %s", resp.Status)
+	}
 	for _, n := range shown(t, c).Nodes {
 		if n.State != down || n.Connections != 0 {
 			t.Errorf("%+v", n)
@@ -494,6 +497,19 @@ func TestACheckFindsThatThePromiseHolds(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+func TestACheckThatIsInterruptedSaysSo(t *testing.T) {
+	k, _ := newCheck(t)
+	ctx, cancel := context.WithCancel(minute(t))
+	k.progress = writer(func(b []byte) (int, error) { cancel(); return len(b), nil }) // when all have joined, and before they talk
+	if err := k.run(ctx, options{nodes: 2, timing: quick}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(b []byte) (int, error) { return w(b) }
 
 func TestADrainLosesNothing(t *testing.T) {
 	t.Parallel()

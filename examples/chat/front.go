@@ -50,6 +50,10 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a name of 1 to 32 printable characters is needed: /ws?user=anna", http.StatusBadRequest)
 		return
 	}
+	if r.ContentLength != 0 { // there is no limit to how long that may take
+		http.Error(w, "a request for a WebSocket has no body", http.StatusBadRequest)
+		return
+	}
 	if f.lostUser(user) {
 		if client, _, err := hijack(w); err == nil {
 			reset(client) // there is no network
@@ -183,6 +187,7 @@ func (p *pipe) downwards(in *bufio.Reader) {
 		if p.lost.Load() {
 			return nil
 		}
+		p.client.SetWriteDeadline(time.Now().Add(2 * patience)) // who takes nothing holds up nobody for ever
 		if _, err := p.client.Write(b); err != nil && !p.lost.Load() {
 			return err
 		}

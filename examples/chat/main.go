@@ -173,7 +173,7 @@ func start(o options) (*chat, error) {
 	go func() { c.served <- c.server.Serve(listener) }()
 	host, _, _ := net.SplitHostPort(o.addr)
 	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	if host == "" {
+	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
 		host = "localhost"
 	}
 	c.url = "http://" + net.JoinHostPort(host, port) + "/"

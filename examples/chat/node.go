@@ -137,13 +137,14 @@ func valid(name string) bool {
 }
 
 // kill ends a node as kill -9 does: its listener and its connections are gone, without a
-// goodbye, and so is what it had in memory. It comes back after a time.
-func (n *node) kill(pause time.Duration) {
+// goodbye, and so is what it had in memory. It comes back after a time. It reports whether
+// there was anything to kill.
+func (n *node) kill(pause time.Duration) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l := n.life
 	if l == nil || n.ctx.Err() != nil {
-		return // it is dead already
+		return false // it is dead already
 	}
 	n.state, n.life = down, nil
 	l.listener.reset()
@@ -151,14 +152,16 @@ func (n *node) kill(pause time.Duration) {
 		l.end()
 		n.revive(pause)
 	})
+	return true
 }
 
-// drain has a node say goodbye to its clients and end. It comes back after a time.
-func (n *node) drain(pause time.Duration) {
+// drain has a node say goodbye to its clients and end. It comes back after a time. It
+// reports whether there was anything to drain.
+func (n *node) drain(pause time.Duration) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.state != up || n.ctx.Err() != nil {
-		return
+		return false
 	}
 	l := n.life
 	n.state = draining // the front sends nobody here any more
@@ -177,6 +180,7 @@ func (n *node) drain(pause time.Duration) {
 			n.revive(pause)
 		}
 	})
+	return true
 }
 
 // revive starts a node after a time.

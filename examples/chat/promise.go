@@ -57,6 +57,7 @@ type row struct {
 	fault                                                           string
 	times, sent, acked, received, replayed, repeated, missing, told int
 	resets                                                          int
+	lost                                                            int // missing, and the backplane has given their numbers away
 }
 
 // before is the kind of fault of what was sent before the first.
@@ -86,13 +87,18 @@ func judge(r record) verdict {
 	}
 	sent := map[string]*message{}
 	text := map[replay.Position]string{} // what stands at a position, for everybody
+	type number struct{ epoch, seq uint64 }
+	final := map[number]string{} // what stands at a number at the end, for everybody
 	place := map[string]replay.Position{}
 	// stands checks that all agree on where a message stands.
 	stands := func(who, what string, pos replay.Position) {
+		if !r.mayLose {
+			pos.Tag = 0 // only what is lost leaves its number to another
+		}
 		if other, ok := text[pos]; ok && other != what {
 			fail("%s has %q at number %d, where others have %q", who, what, pos.Seq, other)
 		}
-		if other, ok := place[what]; ok && other != pos && (other.Epoch == pos.Epoch || !r.mayLose) {
+		if other, ok := place[what]; ok && other != pos && !r.mayLose {
 			fail("%s has %q at number %d, others at %d", who, what, pos.Seq, other.Seq)
 		}
 		text[pos], place[what] = what, pos
@@ -117,6 +123,7 @@ func judge(r record) verdict {
 		type hole struct{ epoch, after, to uint64 }
 		var holes []hole
 		got, now := map[string]bool{}, map[string]bool{} // ever, and since the history is this one
+		run := map[number]string{}                       // what stands where, as far as it knows
 		for _, s := range c.seen {
 			if s.reset != nil {
 				of(s.fault).resets++
@@ -128,13 +135,14 @@ func judge(r record) verdict {
 					holes = append(holes, hole{last.Epoch, last.Seq, s.pos.Seq})
 				case !r.mayLose:
 					fail("%s was told that the history is another (%s), and it is not", c.name, s.reset.Reason)
-				case sound && s.reset.Reason == replay.ReasonEpoch:
+				case sound && (s.reset.Reason == replay.ReasonEpoch || s.pos == last):
 					fail("%s was told that a new history begins, and it is the old one", c.name)
 				default:
 					if upTo, again := ended[last.Epoch]; !again || last.Seq < upTo {
 						ended[last.Epoch] = last.Seq
 					}
 					clear(now)
+					maps.DeleteFunc(run, func(n number, _ string) bool { return n.epoch == s.pos.Epoch })
 				}
 				if known = !s.pos.IsZero(); known {
 					last = s.pos
@@ -171,9 +179,18 @@ func judge(r record) verdict {
 				began[s.pos.Epoch] = s.pos.Seq - 1
 			}
 			got[s.text], now[s.text] = true, true
+			run[number{s.pos.Epoch, s.pos.Seq}] = s.text
 			last, known = s.pos, true
 		}
 		finally[last.Epoch] = true
+		for n, what := range run {
+			if other, ok := final[n]; ok && other != what && n.epoch == last.Epoch {
+				fail("%s has %q at number %d at the end, where others have %q", c.name, what, n.seq, other)
+			}
+			if n.epoch == last.Epoch {
+				final[n] = what
+			}
+		}
 		for i := range r.sent {
 			m := &r.sent[i]
 			if !m.acked() || got[m.text] {
@@ -188,9 +205,15 @@ func judge(r record) verdict {
 				slices.ContainsFunc(holes, func(h hole) bool {
 					return h.epoch == m.pos.Epoch && h.after < m.pos.Seq && m.pos.Seq <= h.to
 				})
-			if explained {
+			// It was behind what the backplane has lost, and for it nothing is missing.
+			other, taken := run[number{m.pos.Epoch, m.pos.Seq}]
+			lost := r.mayLose && (taken && other != m.text || m.pos.Epoch == last.Epoch && m.pos.Seq > last.Seq)
+			switch {
+			case explained:
 				of(m.fault).told++
-			} else {
+			case lost:
+				of(m.fault).lost++
+			default:
 				fail("%s has not got %q, number %d, and was not told", c.name, m.text, m.pos.Seq)
 			}
 		}
@@ -210,6 +233,7 @@ func judge(r record) verdict {
 		total.repeated += a.repeated
 		total.missing += a.missing
 		total.told += a.told
+		total.lost += a.lost
 		total.resets += a.resets
 	}
 	v.rows = append(v.rows, total)
@@ -229,6 +253,9 @@ func (v *verdict) print(out io.Writer) {
 	w.Flush()
 	if t := v.total(); t.told > 0 {
 		fmt.Fprintf(out, "of the missing ones %d are where a reset said so\n", t.told)
+	}
+	if t := v.total(); t.lost > 0 {
+		fmt.Fprintf(out, "of the missing ones %d were acknowledged and then lost by the backplane, behind where their reader stood\n", t.lost)
 	}
 	const most = 20
 	for i, text := range v.broken {

@@ -51,6 +51,12 @@ func anew(r *record, before string, reason replay.Reason) {
 	r.views[1].seen = append(got(before), skip(reason, 0, at(2, 0)), e)
 }
 
+// rolledBack has x stored at 3, acknowledged and lost, before c gets that number.
+func rolledBack(r *record) {
+	r.mayLose = true
+	r.sent = append(r.sent, message{text: "x", fault: "kill", outcome: client.Committed, pos: replay.Position{Epoch: 1, Seq: 3, Tag: 77}})
+}
+
 func TestEachWayToBreakThePromiseIsFound(t *testing.T) {
 	tests := []struct {
 		why    string
@@ -117,6 +123,23 @@ func TestEachWayToBreakThePromiseIsFound(t *testing.T) {
 			anew(r, "abcd", replay.ReasonEpoch)
 			r.views[1].seen = got("abcd")
 		}, "at the end there are 2 histories"},
+		{"two things of which nobody knows at one number", func(r *record) {
+			r.sent[1].outcome = client.Unknown
+			r.sent = append(r.sent, message{text: "x", outcome: client.Unknown})
+			r.views[1].seen[1] = sight{text: "x", pos: replay.Position{Epoch: 1, Seq: 2, Tag: 77}}
+		}, `bert has "x" at number 2, where others have "b"`},
+		{"rolled back, and one had not got so far", func(r *record) {
+			rolledBack(r)
+			r.views[0].seen = slices.Concat(got("ab"), []sight{{text: "x", pos: r.sent[5].pos}, skip(replay.ReasonForked, 0, at(1, 2))}, got("cde"))
+		}, ""},
+		{"rolled back, and who had got so far is not told", func(r *record) {
+			rolledBack(r)
+			r.views[0].seen = slices.Concat(got("ab"), []sight{{text: "x", pos: r.sent[5].pos}}, got("de"))
+		}, `where others have`},
+		{"another history, and it is where it was", func(r *record) {
+			r.mayLose = true
+			r.views[1].seen = slices.Concat(got("abc"), []sight{skip(replay.ReasonForked, 0, at(1, 3))}, got("de"))
+		}, "bert was told that a new history begins, and it is the old one"},
 		{"what a new history repeats", func(r *record) {
 			anew(r, "abcd", replay.ReasonEpoch)
 			for i := range r.views {

@@ -77,9 +77,10 @@ func (c *chat) status() (s status) {
 }
 
 // control does what a button says. What is down already is not killed again, which is no
-// error.
+// error: the status is 200 then, and else 202.
 func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 	what := r.PathValue("what")
+	done := true
 	switch what {
 	case "lose":
 		user := r.URL.Query().Get("user")
@@ -105,22 +106,27 @@ func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 		}
 		log.Printf("%s %s", what, name)
 		if what == "kill" {
-			n.kill(c.timing.dead)
+			done = n.kill(c.timing.dead)
 		} else {
-			n.drain(c.timing.dead)
+			done = n.drain(c.timing.dead)
 		}
 	case "restart":
 		// The backplane is what survives: the memory stands for the Redis that there
 		// would be.
 		log.Print("restart of all nodes")
+		done = false
 		for _, n := range c.nodes {
-			n.kill(c.timing.restart)
+			done = n.kill(c.timing.restart) || done
 		}
 	default:
 		http.Error(w, "there are lose, kill, drain and restart", http.StatusNotFound)
 		return
 	}
-	answer(w, http.StatusAccepted, map[string]bool{"ok": true})
+	status := http.StatusAccepted
+	if !done {
+		status = http.StatusOK
+	}
+	answer(w, status, map[string]bool{"ok": true})
 }
 
 func answer(w http.ResponseWriter, status int, v any) {

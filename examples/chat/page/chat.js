@@ -2,8 +2,8 @@
 // else here is what any chat has: names, a list of messages, who is typing.
 //
 // Messages are {from, text, s, n, not}: s is the page that has sent it, n counts what it
-// has sent, and not are the numbers of what it has told its user was not sent. That is not
-// needed to chat. It is there so that the page can prove that nothing is missing and nothing
+// has sent, and not are the numbers of what has not been stored so far, as far as it knows.
+// That is not needed to chat. It is there so that the page can prove that nothing is missing and nothing
 // comes twice, see Numbers in panel.js.
 
 import { $, el, Numbers, Panel } from '/panel.js';
@@ -13,23 +13,31 @@ const names = ['anna', 'bert', 'carla', 'dimitri', 'eve', 'femi'];
 
 // ---- the door
 
-const given = [...new URL(location.href).searchParams.get('name')?.trim() ?? ''].slice(0, 32).join('');
-if (given) sessionStorage.setItem('name', given);
-const known = given || sessionStorage.getItem('name');
+/** A name as the server takes it: valid in node.go. */
+const proper = name => [...name.replace(/\p{Z}/gu, ' ').replace(/\p{C}/gu, '').trim()].slice(0, 32).join('').trim();
+/** Storage may be forbidden, and then nothing is remembered. */
+function remembered(storage) { try { return window[storage].getItem('name') ?? ''; } catch { return ''; } }
+function remember(name, ...storages) {
+  for (const s of storages) try { if (name) window[s].setItem('name', name); else window[s].removeItem('name'); } catch { /* forbidden */ }
+}
+
+const given = proper(new URL(location.href).searchParams.get('name') ?? '');
+if (given) remember(given, 'sessionStorage');
+const known = given || remembered('sessionStorage');
 if (known) {
   enter(known);
 } else {
-  $('name').value = localStorage.getItem('name') ?? '';
+  $('name').value = remembered('localStorage');
   $('name').focus();
 }
 $('join').addEventListener('submit', e => {
   e.preventDefault();
-  const name = $('name').value.trim();
-  sessionStorage.setItem('name', name);
-  localStorage.setItem('name', name);
+  const name = proper($('name').value);
+  if (!name) return $('name').select();
+  remember(name, 'sessionStorage', 'localStorage');
   enter(name);
 });
-$('leave').addEventListener('click', () => sessionStorage.removeItem('name'));
+$('leave').addEventListener('click', () => remember('', 'sessionStorage'));
 
 // ---- the room
 
@@ -60,7 +68,6 @@ function room(conn, sub, panel, topic, name) {
   const log = $('log'), pending = $('pending'), scroller = $('scroller'), field = $('text');
   const numbers = new Numbers(), page = Math.random().toString(36).slice(2, 8);
   const own = new Map(); // by n: what this page has sent and has not seen in the room yet
-  const failed = new Set(); // of these: what is not in the room, and we know it
   let sent = 0, counted = 0;
 
   // ---- to the end, unless somebody reads further up
@@ -85,14 +92,12 @@ function room(conn, sub, panel, topic, name) {
 
   async function publish(m, li) {
     mark(li, 'pending', 'on its way');
-    failed.delete(m.n);
     try {
       // The id makes a retry harmless, also of one of which nobody knows whether it was stored.
       await conn.publish(topic, m, { id: `${page}-${m.n}` });
       mark(li, 'delivered', '✓');
     } catch (e) {
       if (!own.has(m.n)) return; // it is in the room, only the answer is not here
-      failed.add(m.n);
       mark(li, 'failed', `not sent (${e.code ?? e}) `);
       const retry = el('button', 'retry', 'Retry');
       retry.type = 'button';
@@ -103,7 +108,8 @@ function room(conn, sub, panel, topic, name) {
   function say(text, robot) {
     const m = { from: name, text, s: page, n: ++sent };
     if (robot) m.robot = true;
-    if (failed.size) m.not = [...failed].slice(-100); // or others would look for them
+    const open = [...own].filter(([, li]) => li.dataset.state !== 'delivered').map(([n]) => n);
+    if (open.length) m.not = open.slice(-100); // or others would look for them
     const li = message(m, Date.now(), true);
     own.set(m.n, li);
     pending.append(li);
@@ -124,7 +130,7 @@ function room(conn, sub, panel, topic, name) {
 
   sub.addEventListener('message', ({ detail: e }) => {
     const m = e.data;
-    if (typeof m?.from !== 'string' || typeof m.text !== 'string') return;
+    if (typeof m?.from !== 'string' || !m.from || typeof m.text !== 'string') return;
     const late = panel.received(e);
     const numbered = typeof m.s === 'string' && Number.isSafeInteger(m.n);
     const again = numbered && !numbers.take(m.s, m.n, m.not);
@@ -165,7 +171,7 @@ function room(conn, sub, panel, topic, name) {
     for (const li of own.values()) li.dataset.gap = 'yes';
     if (!gap) for (const li of log.children) li.classList.add('void');
     append(el('li', 'reset', gap
-      ? `${r.missed || 'Some'} messages are missing here (${r.reason})`
+      ? `${r.missed === 1 ? 'One message is' : `${r.missed || 'Some'} messages are`} missing here (${r.reason})`
       : `The server has another history than before (${r.reason}): what follows is all that it has`));
   });
   conn.addEventListener('error', ({ detail }) => append(el('li', 'reset', `The room is closed to us: ${detail.error}`)));

@@ -16,22 +16,21 @@ export class Numbers {
   #senders = new Map();
   repeated = 0;
 
-  /** False: this message was here before. The first that is seen of a sender is believed. Those in not were never sent,
-   * but may be still. */
+  /** False: this message was here before. The first that is seen of a sender is believed. Those in not were not stored
+   * when the newest message was written, and nobody may look for them yet. */
   take(sender, n, not) {
     let s = this.#senders.get(sender);
-    if (!s) this.#senders.set(sender, s = { next: n, holes: new Set(), excused: new Set(), skip: false });
+    if (!s) this.#senders.set(sender, s = { next: n, holes: new Set(), not: new Set(), skip: false });
     if (s.skip && n > s.next) s.next = n;
     s.skip = false;
     for (; s.next < n && s.holes.size < 10000; s.next++) s.holes.add(s.next);
-    if (n >= s.next) s.next = n + 1;
-    else if (!s.holes.delete(n) && !s.excused.delete(n)) { this.repeated++; return false; }
-    if (Array.isArray(not)) for (const k of not) if (s.holes.delete(k)) s.excused.add(k);
+    if (n >= s.next) { s.next = n + 1; s.not = new Set(Array.isArray(not) ? not : []); }
+    else if (!s.holes.delete(n)) { this.repeated++; return false; }
     return true;
   }
   get missing() {
     let n = 0;
-    for (const s of this.#senders.values()) n += s.holes.size;
+    for (const s of this.#senders.values()) for (const k of s.holes) if (!s.not.has(k)) n++;
     return n;
   }
   /** Messages are missing and we were told; or, if all is new, begin again. */
@@ -194,12 +193,13 @@ export class Panel {
   }
   async #order(path, what) {
     this.#begin(what);
-    const { li } = this.#story;
+    const story = this.#story;
     try {
       const r = await fetch(`/control/${path}`, { method: 'POST' });
       if (!r.ok) throw new Error((await r.text()).trim());
     } catch (e) {
-      li.lastChild.append(` → refused: ${e.message}`);
+      story.what += ` → refused: ${e.message}`;
+      this.#write(story);
     }
     this.#look();
   }
