@@ -80,9 +80,13 @@ func (c *eaten) Write(b []byte) (int, error) {
 		case r < c.f.Eat:
 			return len(b), nil
 		case r < 2*c.f.Eat:
-			b = append(b[:len(b):len(b)], b...)
 			n, err := c.Conn.Write(b)
-			return n / 2, err
+			if err == nil {
+				if _, err := c.Conn.Write(b); err != nil {
+					c.Conn.Close() // perhaps in the middle of it: nothing may follow
+				}
+			}
+			return n, err
 		}
 	}
 	return c.Conn.Write(b)
