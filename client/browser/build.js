@@ -1,6 +1,6 @@
 // Writes holdfast.min.js, which the Go package serves: holdfast.js without comments and without what only tests need.
 //
-// Names inside of it are shortened too, but only of members of its own classes, and only those that are nowhere a
+// Names inside of it are shortened too: those in `ours`, and of members of its own classes those that are nowhere a
 // member of a message, an option or an event: pages of two builds talk to each other. So a name is left alone if it is
 // in the types, or also the key of an object literal or pattern, or a word in a string.
 import { readFileSync, writeFileSync } from 'node:fs';

@@ -479,7 +479,7 @@ func TestThePageFitsAPhone(t *testing.T) {
 // The pictures show a conversation with faults behind it.
 func TestPictures(t *testing.T) {
 	if !*picture {
-		t.Skip("with -picture this makes them anew")
+		t.Skip("SKIPPED: this makes the pictures anew, with -picture")
 	}
 	s := newShow(t, timing{lose: 3 * time.Second, dead: 3500 * time.Millisecond, restart: 300 * time.Millisecond})
 	anna, bert, carla := s.come("anna"), s.come("bert"), s.come("carla")

@@ -22,6 +22,24 @@ import (
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
+// serve runs the whole server until the test ends.
+func serve(t *testing.T) *httptest.Server {
+	t.Helper()
+	a := newApp()
+	rt, err := newRealtime(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(a.mux)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		rt.shutdown(ctx)
+		srv.Close()
+	})
+	return srv
+}
+
 // visit returns an HTTP client that is logged in, unless name is empty.
 func visit(t *testing.T, srv *httptest.Server, name string) *http.Client {
 	t.Helper()
@@ -44,14 +62,7 @@ func visit(t *testing.T, srv *httptest.Server, name string) *http.Client {
 func TestWhoIsLoggedInGetsEachNoteOnce(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	a := newApp()
-	rt, err := newRealtime(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := httptest.NewServer(a.mux)
-	defer srv.Close()
-	defer rt.shutdown(ctx)
+	srv := serve(t)
 	anna, bert := visit(t, srv, "anna"), visit(t, srv, "bert")
 	c, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{HTTPClient: bert})
 	if err != nil {
@@ -135,14 +146,7 @@ func TestThePageIsLive(t *testing.T) {
 	path := chromium.Find(t)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	a := newApp()
-	rt, err := newRealtime(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := httptest.NewServer(a.mux)
-	defer srv.Close()
-	defer rt.shutdown(ctx)
+	srv := serve(t)
 	b, err := chromium.Start(path)
 	if err != nil {
 		t.Fatal(err)
