@@ -72,6 +72,9 @@ type verdict struct {
 // judge says whether the promise was kept: that everybody got every acknowledged message
 // once and all in one order, or a reset in the place where messages are missing, which
 // says how many or that the history is another.
+//
+// What it cannot see: after a reset with another history, what stands in that before the
+// reset's position may have been gone already, or may have been kept from the client.
 func judge(r record) verdict {
 	var v verdict
 	fail := func(format string, args ...any) { v.broken = append(v.broken, fmt.Sprintf(format, args...)) }
