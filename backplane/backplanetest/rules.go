@@ -76,9 +76,8 @@ func checkAppenders(f *fixture) {
 	n := f.h.Entries / 8
 	var mu sync.Mutex
 	got := map[replay.Position]string{}
-	var wg sync.WaitGroup
 	for i := range 8 {
-		wg.Go(func() {
+		f.running.Go(func() {
 			for k := range n {
 				text := fmt.Sprintf("a%d-%d", i, k)
 				r, err := nodes[i%2].Append(f.ctx, "t", backplane.Message{ID: text, Data: []byte(text)})
@@ -91,7 +90,7 @@ func checkAppenders(f *fixture) {
 			}
 		})
 	}
-	wg.Wait()
+	f.running.Wait()
 	if f.Failed() {
 		return
 	}
@@ -148,10 +147,9 @@ func checkConcurrentIDs(f *fixture) {
 	nodes := []backplane.Backplane{f.open(), f.open()}
 	for round := range 10 {
 		var committed atomic.Int64
-		var wg sync.WaitGroup
 		id := fmt.Sprint("id", round)
 		for i := range 8 {
-			wg.Go(func() {
+			f.running.Go(func() {
 				r, err := nodes[i%2].Append(f.ctx, "t", backplane.Message{ID: id, Data: []byte(id)})
 				if err != nil {
 					f.Errorf("append: %v", err)
@@ -161,7 +159,7 @@ func checkConcurrentIDs(f *fixture) {
 				}
 			})
 		}
-		wg.Wait()
+		f.running.Wait()
 		if n := committed.Load(); n != 1 {
 			f.Fatalf("%d of 8 appends with one ID were committed", n)
 		}
@@ -310,12 +308,11 @@ func checkReadNeverGoesBack(f *fixture) {
 	a, b := f.open(), f.open()
 	n := min(f.h.Entries, 240) / 4
 	start := f.start(a, "t")
-	var wg sync.WaitGroup
 	for i := range 4 {
-		wg.Go(func() {
+		f.running.Go(func() {
 			for k := range n {
 				text := fmt.Sprintf("a%d-%d", i, k)
-				if _, err := a.Append(f.ctx, "t", backplane.Message{Data: []byte(text)}); err != nil {
+				if _, err := a.Append(f.ctx, "t", backplane.Message{Data: []byte(text)}); err != nil && !f.cancelled() {
 					f.Errorf("append: %v", err)
 				}
 			}
@@ -339,7 +336,7 @@ func checkReadNeverGoesBack(f *fixture) {
 			f.Fatalf("only %d of %d entries could be read", len(read), 4*n)
 		}
 	}
-	wg.Wait()
+	f.running.Wait()
 	if later := f.readAll(b, "t", start); texts(later) != texts(read) {
 		f.Fatalf("entries that were read as they came:\n%s\nnow there are:\n%s", texts(read), texts(later))
 	}
@@ -526,17 +523,19 @@ func checkWatchClose(f *fixture) {
 			f.Fatalf("Add: %v", err)
 		}
 		stop, done := make(chan struct{}), make(chan struct{})
-		go func() {
+		f.running.Go(func() {
 			defer close(done)
 			for i := 0; ; i++ {
 				select {
 				case <-stop:
 					return
+				case <-f.ctx.Done():
+					return
 				default:
 				}
 				b.Append(f.ctx, "t", backplane.Message{Data: []byte(fmt.Sprint(round, i))})
 			}
-		}()
+		})
 		f.until("the sink is told", func() bool { return s.told("t") > 0 })
 		if err := w.Close(); err != nil {
 			f.Errorf("Close: %v", err)

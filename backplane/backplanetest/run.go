@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -108,8 +109,10 @@ func (r rule) run(t testing.TB, start func(t testing.TB) *Harness) {
 		}
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	t.Cleanup(cancel)
-	r.check(&fixture{TB: t, h: h, ctx: ctx})
+	defer cancel()
+	f := &fixture{TB: t, h: h, ctx: ctx}
+	t.Cleanup(f.running.Wait) // after all is closed, in which a call may hang
+	r.check(f)
 }
 
 // deadline is how long a subtest may take before what it waits for counts as
@@ -125,9 +128,13 @@ func init() {
 // A fixture is what a rule is checked with.
 type fixture struct {
 	testing.TB
-	h   *Harness
-	ctx context.Context
+	h       *Harness
+	ctx     context.Context // cancelled when the rule has been checked
+	running sync.WaitGroup  // goroutines of the rule
 }
+
+// cancelled reports whether the rule is over, for a goroutine whose call failed.
+func (f *fixture) cancelled() bool { return errors.Is(f.ctx.Err(), context.Canceled) }
 
 func (f *fixture) open() backplane.Backplane {
 	b := f.h.Open()

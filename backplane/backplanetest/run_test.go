@@ -66,11 +66,15 @@ type recorder struct {
 	skipped  bool
 	messages []string
 	cleanups []func()
+	over     bool
 }
 
 func (r *recorder) note(failed bool, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.over {
+		r.TB.Errorf("said after the rule was over: %s", text) // a testing.T panics
+	}
 	r.failed = r.failed || failed
 	r.messages = append(r.messages, text)
 }
@@ -111,6 +115,9 @@ func record(t *testing.T, r rule, start func(testing.TB) *Harness) *recorder {
 		r.run(rec, start)
 	}()
 	<-done
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	rec.over = true
 	return rec
 }
 
@@ -176,6 +183,17 @@ func TestEachBrokenRuleIsCaughtByName(t *testing.T) {
 				t.Errorf("the failure does not explain the rule: %q", rec.messages)
 			}
 		})
+	}
+}
+
+// A rule that fails waits for what it has started: a goroutine that reports an error
+// later would do so to a test that has ended, for which testing panics.
+func TestARuleThatFailsLeavesNothingRunning(t *testing.T) {
+	i := slices.IndexFunc(rules, func(r rule) bool { return r.name == "ReadNeverGoesBack" })
+	for range 50 {
+		if !record(t, rules[i], storeHarness(torture.LateEntry)).failed {
+			t.Fatal("the rule passes")
+		}
 	}
 }
 
