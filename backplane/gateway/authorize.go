@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 	"github.com/holdfast-ws/holdfast/replay"
 )
@@ -63,6 +64,12 @@ type Access struct {
 
 	// Resume says that a Subscribe goes on from a position, or is asked again.
 	Resume bool
+
+	// Message is what is to be published, as the client has sent it: its data may be
+	// anything, and must not be changed. What is not as it has to be is ErrForbidden;
+	// after another error the client would send it again and again. The ID is empty if
+	// the message is ephemeral. For Publish.
+	Message backplane.Message
 }
 
 // A Grant is the answer that something is allowed.

@@ -107,6 +107,58 @@ func TestEverythingIsAsked(t *testing.T) {
 	})
 }
 
+// What is asked about is the message that will be stored, with the client's own id.
+func TestAMessageIsShownBeforeItIsPublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := new(guard)
+		r := startWith(t, setup{Options: Options{Authorize: g.authorize}})
+		s := r.welcome("anna")
+		g.set(func(_ context.Context, a Access) (Grant, error) {
+			if a.Action == Publish && !strings.Contains(string(a.Message.Data), "anna") {
+				return Grant{}, fmt.Errorf("who? %w", ErrForbidden)
+			}
+			return Grant{}, nil
+		})
+		s.ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed)
+		for _, f := range []string{
+			`{"t":"publish","topic":"x","id":"1","key":"k","data":{"from":"anna"}}`,
+			`{"t":"publish","topic":"x","id":"2","text":"I am anna"}`,
+			`{"t":"publish","topic":"x","id":"3","bin":"YW5uYQ=="}`,
+		} {
+			s.send(f)
+			got := []string{s.read().Type, s.read().Type}
+			if slices.Sort(got); !slices.Equal(got, []string{wire.Ack, wire.Entries}) {
+				t.Errorf("%s: %q", f, got)
+			}
+		}
+		s.send(`{"t":"ephemeral","topic":"x","id":"4","key":"k","data":{"typing":"anna"}}`)
+		s.expect(wire.Ephemeral)
+		if f := s.ask(`{"t":"publish","topic":"x","id":"5","data":{"from":"bert"}}`, wire.Nack); f.Code != wire.Forbidden || f.Outcome != wire.NotStored || f.ID != "5" {
+			t.Errorf("%s", f.Append(nil))
+		}
+		if f := s.ask(`{"t":"ephemeral","topic":"x","data":{"typing":"bert"}}`, wire.Error); f.Code != wire.Forbidden || f.Topic != "x" || f.Ref != 0 {
+			t.Errorf("%s", f.Append(nil))
+		}
+		r.publish("x", `"the server may"`)
+		s.expect(wire.Entries) // the subscription lives on
+		var got []string
+		for _, a := range g.asked {
+			if m := a.Message; a.Action == Publish {
+				got = append(got, fmt.Sprintf("%s %s %s", m.ID, m.Key, m.Data))
+			} else if m.ID != "" || m.Data != nil {
+				t.Errorf("%+v", a)
+			}
+		}
+		want := []string{`1 k {"from":"anna"}`, "2  I am anna", "3  anna", `  {"typing":"anna"}`, `5  {"from":"bert"}`, `  {"typing":"bert"}`}
+		if !slices.Equal(got, want) {
+			t.Errorf("asked about %q", got)
+		}
+		if got, want := r.stored("x"), []string{`{"from":"anna"}`, "I am anna", "anna", `"the server may"`}; !slices.Equal(got, want) {
+			t.Errorf("stored: %q", got)
+		}
+	})
+}
+
 func TestNothingHappensThatIsNotAllowed(t *testing.T) {
 	for _, c := range []struct {
 		err   error

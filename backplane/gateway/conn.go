@@ -409,6 +409,9 @@ func (c *conn) publish(f *wire.Frame) {
 		}
 		return
 	}
+	if p.ephemeral {
+		p.m = backplane.Message{}
+	}
 	p.m.Data = bytes.Clone(f.Data)
 	c.mu.Lock()
 	if c.ended || c.closing != 0 {
@@ -475,7 +478,7 @@ const publishTimeout = 10 * time.Second
 // carryOut publishes, and returns the answer, if there is one.
 func (c *conn) carryOut(p publish) (answer *wire.Frame) {
 	g := c.g
-	if _, err := g.ask(g.ctx, Access{Action: Publish, User: c.user, Value: c.value, Topic: p.topic}); err != nil {
+	if _, err := g.ask(g.ctx, Access{Action: Publish, User: c.user, Value: c.value, Topic: p.topic, Message: p.m}); err != nil {
 		code, message := refusal(err)
 		if p.ephemeral {
 			return &wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: p.topic}

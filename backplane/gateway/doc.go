@@ -41,7 +41,8 @@
 // Nothing is allowed until Authorize says so. It is asked for each connection, each
 // subscription, also one that is resumed, and each message that is published; for
 // living subscriptions again from time to time; see [Options]. A position is no
-// credential: what a resuming client may see is asked as for any other.
+// credential: what a resuming client may see is asked as for any other. A message is
+// shown before it is published, so that it names no other author than its own.
 //
 // Pages of other origins are refused unless they are listed. All that a client sends
 // is bounded in size, rate and time, and what is refused is answered with an error

@@ -3,9 +3,11 @@ package redisplane
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,25 +209,38 @@ func TestRedisWithSentinelConforms(t *testing.T) {
 	for _, s := range sentinels {
 		addrs = append(addrs, s.Addr())
 	}
-	failover := func() *redis.Client {
-		return redis.NewFailoverClient(&redis.FailoverOptions{
+	failover := func() (client *redis.Client, end func()) {
+		// go-redis v9.22 may go on dialling when it has been closed, and what it then
+		// subscribes to at a Sentinel nobody ends.
+		var ended atomic.Bool
+		client = redis.NewFailoverClient(&redis.FailoverOptions{
 			MasterName: redistest.MasterName, SentinelAddrs: addrs, DialTimeout: time.Second, ReadTimeout: time.Second,
 			WriteTimeout: time.Second, MaxRetries: 1, DialerRetries: 1, DisableIdentity: true,
+			Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if ended.Load() {
+					return nil, net.ErrClosed
+				}
+				return (&net.Dialer{Timeout: time.Second}).DialContext(ctx, network, addr)
+			},
 		})
+		return client, func() {
+			ended.Store(true)
+			client.Close()
+		}
 	}
 	backplanetest.Run(t, func(t testing.TB) *backplanetest.Harness {
-		admin := failover()
-		t.Cleanup(func() { admin.Close() })
+		admin, end := failover()
+		t.Cleanup(end)
 		eachMaster(t, servers, "FLUSHALL")
 		prefix := DefaultPrefix + "{0}"
 		return &backplanetest.Harness{
 			Open: func() backplane.Backplane {
-				client := failover()
+				client, end := failover()
 				plane, err := New(client, quick(entries))
 				if err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { plane.Close(); client.Close() })
+				t.Cleanup(func() { plane.Close(); end() })
 				return plane
 			},
 			Entries: entries,
