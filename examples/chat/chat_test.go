@@ -249,7 +249,7 @@ func TestTheNodeNamesItselfAndAsksForTheName(t *testing.T) {
 	}
 }
 
-func TestEverybodyMayDoEverythingInTheRoomAndNothingElse(t *testing.T) {
+func TestEverybodyMaySpeakInTheRoomInTheirNameAndNothingElse(t *testing.T) {
 	c := newChat(t, 2, lasting)
 	anna, bert := guest(t, c, "anna"), guest(t, c, "bert")
 	anna.says(t, "hello")
@@ -262,9 +262,21 @@ func TestEverybodyMayDoEverythingInTheRoomAndNothingElse(t *testing.T) {
 		t.Errorf("typing: %s %v", e.Data, err)
 	}
 	refused := (*client.ServerError)(nil)
-	if _, err := anna.Publish(minute(t), "another", client.Message{Data: []byte("1")}); !errors.As(err, &refused) || refused.Code != "forbidden" {
+	if _, err := anna.Publish(minute(t), "another", client.Message{Data: []byte(`{"from":"anna"}`)}); !errors.As(err, &refused) || refused.Code != "forbidden" {
 		t.Errorf("publishing elsewhere: %v", err)
 	}
+	for _, forged := range []string{
+		`{"from":"bert","text":"x"}`, `{"from":"bert","FROM":"anna"}`, `{"from":"anna","from":"bert"}`, `{"text":"x"}`, `[]`, `1`, "x", "",
+	} {
+		if _, err := anna.Publish(minute(t), room, client.Message{Data: []byte(forged)}); !errors.As(err, &refused) || refused.Code != "forbidden" {
+			t.Errorf("publishing %s: %v", forged, err)
+		}
+	}
+	if err := anna.PublishEphemeral(room, []byte(`{"typing":true,"from":"bert"}`)); err != nil {
+		t.Fatal(err)
+	}
+	anna.says(t, "that was all")
+	bert.hears(t, "that was all")
 	sub, err := anna.Subscribe("another", nil)
 	if err != nil {
 		t.Fatal(err)

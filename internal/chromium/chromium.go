@@ -27,6 +27,7 @@ type Browser struct {
 	out  *os.File
 	gone chan struct{} // closed when the pipe has ended
 	dir  string
+	said lastWords
 
 	mu   sync.Mutex // guards all below, and the order of writes
 	id   int64
@@ -38,6 +39,26 @@ type Browser struct {
 type reply struct {
 	Result json.RawMessage
 	Error  *struct{ Message string }
+}
+
+// lastWords are the last 4 KB that were written to it.
+type lastWords struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (w *lastWords) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.b = append(w.b, b...)
+	w.b = w.b[max(0, len(w.b)-4096):]
+	return len(b), nil
+}
+
+func (w *lastWords) text() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return string(w.b)
 }
 
 // names are those under which distributions install it.
@@ -59,8 +80,21 @@ func Find(t testing.TB) string {
 	return ""
 }
 
-// Start starts a browser with a fresh profile. Flags are added to the usual ones.
-func Start(path string, flags ...string) (*Browser, error) {
+// Start starts a browser with a fresh profile. Flags are added to the usual ones. One start
+// in some 300 of Chromium 156 ends with a segmentation fault of its own, when several are
+// started at once, so there are three attempts.
+func Start(path string, flags ...string) (b *Browser, err error) {
+	for range 3 {
+		if b, err = start(path, flags...); !errors.Is(err, errGone) {
+			break
+		}
+	}
+	return b, err
+}
+
+var errGone = errors.New("the browser is gone")
+
+func start(path string, flags ...string) (*Browser, error) {
 	dir, err := os.MkdirTemp("", "chromium")
 	if err != nil {
 		return nil, err
@@ -85,6 +119,8 @@ func Start(path string, flags ...string) (*Browser, error) {
 	}
 	b.cmd.ExtraFiles = []*os.File{read, write} // its descriptors 3 and 4
 	b.cmd.SysProcAttr = processGroup()
+	b.cmd.Stderr = &b.said
+	b.cmd.WaitDelay = time.Second // for a process of it that lives on and holds stderr
 	err = b.cmd.Start()
 	read.Close() // while we hold these ends, the pipe never ends
 	write.Close()
@@ -98,7 +134,7 @@ func Start(path string, flags ...string) (*Browser, error) {
 	defer cancel()
 	if err := b.Call(ctx, "", "Browser.getVersion", nil, nil); err != nil {
 		b.Close()
-		return nil, err
+		return nil, fmt.Errorf("%w (%v); it said: %s", err, b.cmd.ProcessState, b.said.text())
 	}
 	return b, nil
 }
@@ -185,14 +221,18 @@ func (b *Browser) call(ctx context.Context, session string, dead <-chan struct{}
 	if err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
-	if _, err := b.out.Write(append(text, 0)); err != nil { // one write, which a pipe's lock keeps whole
+	_, err = b.out.Write(append(text, 0)) // one write, which a pipe's lock keeps whole
+	if errors.Is(err, syscall.EPIPE) {
+		err = errGone
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", method, context.Cause(ctx))
 	case <-b.gone:
-		return fmt.Errorf("%s: the browser is gone", method)
+		return fmt.Errorf("%s: %w", method, errGone)
 	case <-dead:
 		return fmt.Errorf("%s: the page has crashed", method)
 	case r := <-c:

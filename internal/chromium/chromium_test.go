@@ -4,8 +4,11 @@ package chromium
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -95,4 +98,34 @@ func TestABrowser(t *testing.T) {
 		t.Errorf("a crashed page: %v", err)
 	}
 	must(p.Close(ctx))
+}
+
+// A browser that dies while it starts is started again, but not for ever, and what it said
+// is told.
+func TestABrowserThatDiesAtItsStart(t *testing.T) {
+	path := Find(t)
+	for _, deaths := range []int{2, 3} {
+		dir := t.TempDir()
+		fake := filepath.Join(dir, "browser")
+		script := fmt.Sprintf(`#!/bin/sh
+echo >> %[1]s/starts
+if [ $(wc -l < %[1]s/starts) -le %[2]d ]; then echo "these were $(wc -l < %[1]s/starts)" >&2; kill -SEGV $$; fi
+exec %[3]s "$@"
+`, dir, deaths, path)
+		if err := os.WriteFile(fake, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		b, err := Start(fake)
+		switch {
+		case deaths == 2 && err != nil:
+			t.Errorf("after two deaths: %v", err)
+		case deaths == 2:
+			b.Close()
+		case err == nil:
+			b.Close()
+			t.Error("it is started for ever")
+		case !strings.Contains(err.Error(), "segmentation fault") || !strings.Contains(err.Error(), "these were 3"):
+			t.Errorf("after three deaths: %v", err)
+		}
+	}
 }
