@@ -2,6 +2,7 @@ package torture
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/replay"
@@ -72,6 +73,30 @@ func (r *Record) newer(stored []Event, e Event, at time.Time) (n int) {
 	return n
 }
 
+// acked returns what was acknowledged, each at the time when the store got it if anybody
+// has seen that: an acknowledgement may come much later, and a Reset before it.
+func (r *Record) acked() []Event {
+	type id struct {
+		topic string
+		pos   replay.Position
+	}
+	first := map[id]time.Time{}
+	for _, events := range r.Seen {
+		for _, e := range events {
+			if e.Reset == "" && !e.Stored.IsZero() {
+				first[id{e.Topic, e.Pos}] = e.Stored
+			}
+		}
+	}
+	all := slices.Clone(r.Acked)
+	for i := range all {
+		if at, ok := first[id{all[i].Topic, all[i].Pos}]; ok && at.Before(all[i].At) {
+			all[i].At = at
+		}
+	}
+	return all
+}
+
 // lost returns when a position was lost, or when anything was if that is not known.
 func (r *Record) lost(topic string, pos replay.Position) []time.Time {
 	if r.died == nil {
@@ -135,7 +160,7 @@ func (r *Record) Check() (bad []Violation) {
 	}
 	stored, newest := r.Stored, 0
 	if stored == nil {
-		stored, newest = r.Acked, r.Unsure
+		stored, newest = r.acked(), r.Unsure
 	}
 	for _, p := range r.Acked {
 		k := id{p.Topic, p.Pos}

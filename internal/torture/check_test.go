@@ -44,6 +44,12 @@ func TestTheCheckerFindsWhatIsWrongAndNothingElse(t *testing.T) {
 			r.Acked = append(r.Acked, with(at(4, 1, 5, "d"), func(e *Event) {}))
 		}, "I0"},
 		{"a true trimmed Reset", []Event{one, reset(4, replay.ReasonTrimmed, 1), three, four}, nil, ""},
+		{"one before an acknowledgement that is late", []Event{one, reset(4, replay.ReasonTrimmed, 1), three, four}, func(r *Record) {
+			r.Acked[3].At = time.Unix(9, 0)
+		}, ""},
+		{"one before what is stored later", []Event{one, reset(4, replay.ReasonTrimmed, 1), three, with(four, func(e *Event) { e.Stored = time.Unix(5, 0) })}, func(r *Record) {
+			r.Acked[3].At = time.Unix(9, 0)
+		}, "I5"},
 		{"one without a number", []Event{one, reset(4, replay.ReasonTrimmed, 0), three, four}, nil, "I5"},
 		{"one with a wrong number", []Event{one, reset(4, replay.ReasonTrimmed, 2), three, four}, nil, "I5"},
 		{"one while all was there", []Event{one, reset(3, replay.ReasonTrimmed, 1), three, four}, nil, "I5"},

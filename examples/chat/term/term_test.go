@@ -250,6 +250,7 @@ func TestWhatIsNotSaidIsAnError(t *testing.T) {
 	c.net.Refuse.Store(true)
 	s := c.sit("anna")
 	io.WriteString(s.keys, "one\n")
+	io.WriteString(s.keys, "\n") // which is read when one has been sent
 	s.shows("--- no connection")
 	s.keys.Close()
 	s.leave()
