@@ -3,7 +3,7 @@
 FUZZTIME ?= 30s
 BENCH    ?= .
 
-.PHONY: demo test bench bench-browser bench-peers fuzz lint
+.PHONY: demo test test-engines bench bench-browser bench-peers fuzz lint
 
 # What the project does, without a server to install: a chat on two servers, to be broken
 # while one looks.
@@ -13,6 +13,11 @@ demo:
 # Installs what the tests need and the machine lacks, then runs all of them.
 test:
 	.ci/test
+
+# What is tried in Chromium, in Firefox and WebKit, which are installed if they are missing.
+test-engines:
+	.ci/install firefox-esr WebKitWebDriver Xvfb
+	go test ./client/browser -run OtherEngines -engines -timeout 20m -v
 
 # Our own benchmarks, the main ones with their physical floor beside them.
 bench:

@@ -43,8 +43,9 @@ var table = Table{
 		"./backoff", "./backplane", "./backplane/gateway", "./client", "./heartbeat", "./replay", "./internal/memnet", "./internal/retryafter", "./internal/wire",
 		"github.com/coder/websocket",
 	},
-	"internal/wire":  {"./replay"},
-	"internal/wsrig": nil,
+	"internal/webdriver": {"github.com/coder/websocket"}, // a protocol over WebSocket
+	"internal/wire":      {"./replay"},
+	"internal/wsrig":     nil,
 	"examples/...": {
 		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire",
 		"github.com/coder/websocket",

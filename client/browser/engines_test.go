@@ -1,0 +1,43 @@
+//go:build linux
+
+package browser_test
+
+import (
+	"context"
+	"flag"
+	"testing"
+
+	"github.com/holdfast-ws/holdfast/internal/webdriver"
+)
+
+var engines = flag.Bool("engines", false, "try Firefox and WebKit, too")
+
+type firefox struct{ *webdriver.Firefox }
+
+func (b firefox) Open(ctx context.Context, url string) (page, error) { return b.Firefox.Open(ctx, url) }
+
+// A driver of WebKit ends with the first process that is killed.
+type webkit struct{ *webdriver.WebKit }
+
+func (webkit) Processes() []int { return nil }
+
+func (b webkit) Open(ctx context.Context, url string) (page, error) { return b.WebKit.Open(ctx, url) }
+
+// What TestTabs tries in Chromium, in other browsers as far as they can be told to.
+func TestOtherEngines(t *testing.T) {
+	if !*engines {
+		t.Skip("SKIPPED: Firefox and WebKit are tried by make test-engines")
+	}
+	t.Run("Firefox", func(t *testing.T) {
+		testTabs(t, &engine{name: "Firefox", start: func() (other, error) {
+			b, err := webdriver.StartFirefox()
+			return firefox{b}, err
+		}})
+	})
+	t.Run("WebKit", func(t *testing.T) {
+		testTabs(t, &engine{name: "WebKit", start: func() (other, error) {
+			b, err := webdriver.StartWebKit()
+			return webkit{b}, err
+		}})
+	})
+}
