@@ -1,8 +1,8 @@
 // Package browser serves the client for browsers: an ES module that gives all of a
 // user's tabs one WebSocket to a gateway. Each tab gets every message once, or a reset,
-// whichever tab or worker crashes or is frozen. It has been tried in Chromium, and not in
-// Safari and Firefox. It is not for other servers than gateways; programs in Go have
-// package client.
+// whichever tab or worker crashes or is frozen. It is tried in Chromium by all tests, and in
+// Firefox and WebKit by those that can be told to (make test-engines). It is not for other
+// servers than gateways; programs in Go have package client.
 //
 //	mux.Handle("GET /holdfast/", http.StripPrefix("/holdfast/", browser.Handler(nil)))
 //	page.Execute(w, browser.URL("/holdfast/")) // for import { connect } from "{{.}}"
@@ -29,14 +29,12 @@ package browser
 
 import (
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -50,6 +48,9 @@ type Options struct {
 
 //go:embed holdfast.min.js
 var module []byte
+
+//go:embed holdfast.min.js.gz
+var gzipped []byte
 
 //go:embed holdfast.d.ts
 var types []byte
@@ -67,23 +68,13 @@ func sum(content []byte) string {
 type file struct {
 	mime    string
 	content []byte
-	gzipped func() []byte // is made when it is asked for first
+	gzipped []byte // the same, or nil
 	hash    string
 }
 
-func newFile(mime string, content []byte) file {
-	return file{mime, content, sync.OnceValue(func() []byte {
-		var b bytes.Buffer
-		w, _ := gzip.NewWriterLevel(&b, gzip.BestCompression) // errors are of the level, and of b
-		w.Write(content)
-		w.Close()
-		return b.Bytes()
-	}), sum(content)}
-}
-
 var files = map[string]file{
-	"holdfast.js":   newFile("text/javascript; charset=utf-8", module),
-	"holdfast.d.ts": newFile("text/plain; charset=utf-8", types),
+	"holdfast.js":   {"text/javascript; charset=utf-8", module, gzipped, hash},
+	"holdfast.d.ts": {"text/plain; charset=utf-8", types, nil, sum(types)},
 }
 
 // takesGzip tells whether a client takes what is gzipped, after its Accept-Encoding: that
@@ -120,13 +111,14 @@ func URL(prefix string) string { return strings.TrimSuffix(prefix, "/") + "/hold
 // of several servers, not at all; and without one it has to be asked for each time, which
 // is answered with 304 if nothing has changed.
 //
-// Both are gzipped for those who take that, which makes 12 KiB of the module.
+// The module is gzipped for those who take that, which makes 12 KiB of it.
 func Handler(opts *Options) http.Handler {
 	connect := "'self'"
 	if opts != nil {
 		for _, origin := range opts.Connect {
 			scheme, host, ok := strings.Cut(origin, "://")
-			if !ok || scheme != "ws" && scheme != "wss" && scheme != "http" && scheme != "https" || host == "" || strings.ContainsAny(host, " ;,'\"/\r\n") {
+			odd := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`;,'"/?#\`, r) }
+			if !ok || scheme != "ws" && scheme != "wss" && scheme != "http" && scheme != "https" || host == "" || strings.ContainsFunc(host, odd) {
 				panic("browser: Connect: not an origin, as wss://example.com is: " + origin)
 			}
 			connect += " " + origin
@@ -153,18 +145,20 @@ func Handler(opts *Options) http.Handler {
 		switch v := r.URL.Query().Get("v"); v {
 		case "":
 			h.Set("Cache-Control", "no-cache")
-		case hash:
+		case f.hash:
 			h.Set("Cache-Control", "public, max-age=31536000, immutable")
 		default:
 			// An old server answers for a new one: who kept this would keep it for a year.
 			h.Set("Cache-Control", "no-store")
 		}
-		h.Set("Vary", "Accept-Encoding")
+		h.Add("Vary", "Accept-Encoding")
 		content, tag := f.content, f.hash
-		if takesGzip(strings.Join(r.Header.Values("Accept-Encoding"), ",")) {
-			content, tag = f.gzipped(), tag+"-gzip"
+		if f.gzipped != nil && takesGzip(strings.Join(r.Header.Values("Accept-Encoding"), ",")) {
+			content, tag = f.gzipped, tag+"-gzip"
 			h.Set("Content-Encoding", "gzip")
-			h.Set("Content-Length", strconv.Itoa(len(content))) // ServeContent sets none beside an encoding
+			if r.Header.Get("If-Match") == "" { // which may be answered without a body
+				h.Set("Content-Length", strconv.Itoa(len(content))) // ServeContent sets none beside an encoding
+			}
 		}
 		h.Set("ETag", `"`+tag+`"`)
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))

@@ -1,9 +1,11 @@
-// Writes holdfast.min.js, which the Go package serves: holdfast.js without comments and without what only tests need.
+// Writes holdfast.min.js, which the Go package serves: holdfast.js without comments and without what only tests need; and
+// holdfast.min.js.gz, the same gzipped as small as it gets, which takes too long to be done by a server.
 //
 // Names inside of it are shortened too: those in `ours`, and of members of its own classes those that are nowhere a
 // member of a message, an option or an event: pages of two builds talk to each other. So a name is left alone if it is
 // in the types, or also the key of an object literal or pattern, or a word in a string.
 import { readFileSync, writeFileSync } from 'node:fs';
+import zopfli from '@gfx/zopfli';
 import { parse } from 'acorn';
 import { minify } from 'terser';
 import { internal } from './holdfast.js';
@@ -13,7 +15,7 @@ const here = new URL('.', import.meta.url);
 const source = readFileSync(new URL('holdfast.js', here), 'utf8').replace(/^export const internal = .*$/m, '')
   .replace(/(?<=[;{/] )\w+ = none;|^ +\w+ = none;|^ +removeEventListener\(.*$/gm, ''); // declared for the type checker only
 // Of data that never leaves its page or worker, though they are keys or words.
-const ours = 'stop open drop reset again after env link post heard queue phase fan told passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted resolve reject promise parked asked load ack bye detach status answer lost run sent race visible emit wake events storage save watch nudge closed down stepDown worker index wanted flush restart start';
+const ours = 'stop open drop reset again after env link post heard queue phase fan told passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted resolve reject promise parked asked load ack bye detach status answer lost run sent race visible emit wake events storage save watch nudge closed down stepDown worker index wanted flush restart start sharing';
 const types = readFileSync(new URL('holdfast.d.ts', here), 'utf8').replace(/\/\*.*?\*\//gs, '');
 /** Members of what leaves its page or worker: of the types, of frames, and of messages with a `t`. */
 const said = new Set([...types.matchAll(/^ +(?:get |protected )*(\w+)\??[:(]/gm)].map(m => m[1]).concat(...internal.FRAMES.values(), 'at', 'history', 'pending', 'topics'));
@@ -41,4 +43,6 @@ const { code } = await minify(source, {
   compress: { passes: 3, unsafe_arrows: true, pure_getters: true, hoist_funs: true, lhs_constants: false, unsafe: true },
   mangle: { properties: { regex: new RegExp(`^(${names.join('|')})$`), builtins: true } },
 });
-writeFileSync(new URL('holdfast.min.js', here), `// holdfast, MIT\n${code}\n`);
+const min = Buffer.from(`// holdfast, MIT\n${code}\n`);
+writeFileSync(new URL('holdfast.min.js', here), min);
+writeFileSync(new URL('holdfast.min.js.gz', here), await zopfli.gzipAsync(min, { numiterations: 15 }));

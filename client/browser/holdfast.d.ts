@@ -67,7 +67,7 @@ export type Options = {
     /**
      * subscribed to from the beginning
      */
-    topics?: string[];
+    topics?: readonly string[];
     backoff?: Backoff;
     /**
      * how many messages of each topic are kept for tabs that are slower than others (1000)
@@ -78,7 +78,9 @@ export type Options = {
      */
     window?: number;
     /**
-     * where positions are kept, so that a page goes on where it stood after a reload
+     * where positions are kept, of up to 100 topics, so that a page goes on where
+     * it stood after a reload: session is of the tab, local of all tabs, where the one stood that wrote last. Connections of one
+     * page with the same url and key share them
      */
     keep?: false | 'session' | 'local';
     /**
@@ -144,11 +146,13 @@ export type State = 'connecting' | 'open' | 'waiting' | 'denied' | 'closed';
  *   rights**: without a key that is everybody who logs in with this browser
  * @property {string | ((how: {refresh: boolean}) => string | null | undefined | Promise<string | null | undefined>)} [token] credentials,
  *   for when there is no cookie; a function is asked before every dial, with refresh when the last were refused
- * @property {string[]} [topics] subscribed to from the beginning
+ * @property {readonly string[]} [topics] subscribed to from the beginning
  * @property {Backoff} [backoff]
  * @property {number} [ring] how many messages of each topic are kept for tabs that are slower than others (1000)
  * @property {number} [window] how many may be on their way to a tab (256)
- * @property {false | 'session' | 'local'} [keep] where positions are kept, so that a page goes on where it stood after a reload
+ * @property {false | 'session' | 'local'} [keep] where positions are kept, of up to 100 topics, so that a page goes on where
+ *   it stood after a reload: session is of the tab, local of all tabs, where the one stood that wrote last. Connections of one
+ *   page with the same url and key share them
  * @property {any} [workerUrl] of this file, for bundles: a string, a URL, or what a policy of Trusted Types has made of it
  *
  * @typedef {object} Message
@@ -185,7 +189,7 @@ export type State = 'connecting' | 'open' | 'waiting' | 'denied' | 'closed';
  */
 /** Knows when somebody listens for messages: before that they are not taken. */
 declare class Listened extends EventTarget {
-    live: boolean;
+    /** @protected */ protected live: boolean;
     /** @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | AddEventListenerOptions} [options] */
     addEventListener(type: string, listener: ((e: CustomEvent) => void) | EventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
     /** For its types: the build leaves it out.
@@ -217,7 +221,7 @@ export declare class Subscription extends Listened {
 }
 /**
  * Events, with what they are about in `detail`: `message`, `reset` and `ephemeral` of all subscriptions, `state`
- * ({state, in, why, code, mode, hub}), `update` (a page of another, newer build of this file was opened), `error` ({topic,
+ * ({state, in, why, code, mode, hub}), `update` (a page of another build of this file was opened), `error` ({topic,
  * error}: a subscription has ended).
  */
 export declare class Connection extends Listened {

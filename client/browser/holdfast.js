@@ -18,12 +18,14 @@ const PREFIX = 'hf|';
 /** The content hash in our own URL. Another build has another worker, see `update` (trap 14).
  * @param {any} url @param {string} [base] */
 const build = (url, base) => new URL(url, base).searchParams.get('v') ?? '';
-const BUILD = build(import.meta.url);
+const BUILD = import.meta.url ? build(import.meta.url) : ''; // a bundle may have none
 /** All times, in milliseconds. */
 const T = {
-  hello: 300, dial: 15000, goodbye: 5000, probe: 5000, lease: 5000, ack: 30, ping: 10000, gone: 150000,
+  hello: 300, dial: 15000, goodbye: 5000, probe: 1000, lease: 1000, ack: 30, ping: 10000, gone: 150000,
   settle: 1500, age: 60000, token: 10000, info: 1000, unwanted: 5000,
 };
+/** From the best on. */
+const MODES = ['worker', 'leader', 'none'];
 const EPHEMERAL = 64; // of them may be on their way to a tab
 const RING_SIZE = 8 << 20; // characters in a Fan
 
@@ -81,7 +83,7 @@ const array = (v, k) => Array.isArray(v) ? v : bad(k);
 /** @param {any} v @param {string} k */
 const number = (v, k) => v >= 0 && (Number.isInteger(v) || v === Infinity) ? Math.min(v, 2 ** 53) : bad(k);
 /** @param {any} v @param {string} k */
-const string = (v, k) => typeof v === 'string' ? v.toWellFormed() : bad(k);
+const string = (v, k) => typeof v === 'string' ? v.replace(/\p{Surrogate}/gu, '\ufffd') : bad(k); // no toWellFormed before 2023
 
 /** Reads those members of o that are listed, into f. @param {any} o @param {string[]} members @param {any} f @param {(v: any, k: string) => any} rest of those without a type */
 function read(o, members, f, rest = string) {
@@ -157,7 +159,7 @@ const value = f => 'bin' in f ? Uint8Array.from(atob(f.bin), c => c.charCodeAt(0
 // ---- backoff: as package backoff of Go
 
 /**
- * @typedef {object} Backoff Milliseconds. All waits are random, from 0 to a window.
+ * @typedef {object} Backoff Whole milliseconds. All waits are random, from 0 to a window.
  * @property {number} [base] the first window, as long as nothing was connected (500)
  * @property {number} [cap] the widest window (30000)
  * @property {number} [first] the first window after a connection was lost, 0 for base (5000); those after it are not narrower
@@ -202,9 +204,10 @@ class Loop {
  * equality only. A cursor: pos is where the tab stands, at the index of the next entry for it or -1 while its place is not
  * known, sent and acked count entries and resets, gap is a reset that it is to get first. */
 class Fan {
-  first = 0; size = 0; again = false;
+  first = 0; size = 0; again = none;
   /** Positions that the server was asked for: not all, if they are too many. @type {any[]} */ wanted = [];
   /** @type {any[]} */ ring = [];
+  /** Those after which the server cannot go on, with what they have missed. @type {any[]} */ late = [];
   index = new Map();
   /** Before the ring; null: nothing is known. @type {string | null} */ base = null;
   /** The newest when it was subscribed to, until that has come by. @type {string | null} */ goal = null;
@@ -218,7 +221,7 @@ class Fan {
 
   /** False: what it wants is not here, subscribe again. @param {string} id @param {any} s */
   add(id, s) {
-    const c = { pos: null, last: 0, ...s, id, at: -1, sent: 0, acked: 0, passing: 0, gap: null, heard: now(), told: false };
+    const c = { pos: null, last: 0, ...s, id, at: -1, sent: 0, acked: 0, passing: 0, heard: now() };
     this.tabs.set(id, c);
     if (this.base === null) return false;
     if (c.pos === null) {
@@ -273,15 +276,18 @@ class Fan {
     this.clear(f.base ?? null);
     this.goal = f.head ?? null;
     this.again = false;
+    this.late = f.late ?? [];
     if (this.base === null) return; // a reset comes first
     for (const c of this.tabs.values()) {
-      const late = f.late?.find((/** @type {any} */ l) => l.pos && l.pos === this.stand(c));
+      const late = this.about(c);
       if (late) this.gap(c, late.reason ?? 'unknown', late.missed ?? 0, this.base);
       if (this.stand(c) !== null) this.place(c);
     }
     if (this.goal === null || this.goal === this.base) this.reach();
     this.pump();
   }
+  /** What the server has said of where it stands. @param {any} c */
+  about(c) { return this.late.find(l => l.pos === this.stand(c)); }
   /** All that was there has come by: whoever is still without a place will not find it. */
   reach() {
     this.goal = null;
@@ -308,7 +314,8 @@ class Fan {
     // A tab that answers, only not as fast as a backlog comes in, is waited for a while.
     let need = this.end;
     for (const c of this.tabs.values()) if (c.at >= 0 && now() - c.heard < 5000) need = Math.min(need, c.at);
-    while (this.ring.length > 1 && (this.size > RING_SIZE || this.ring.length > this.max && (this.first < need || this.ring.length > 8 * this.max))) {
+    const max = Math.max(this.max, ...waiting.map(c => c.last)); // a backlog that was asked for
+    while (this.ring.length > 1 && (this.size > RING_SIZE || this.ring.length > max && (this.first < need || this.ring.length > 8 * max))) {
       const e = this.ring.shift();
       this.base = e.pos;
       this.size -= e.s.length;
@@ -350,11 +357,16 @@ class Fan {
     let again = false;
     for (const c of this.tabs.values()) {
       this.lag(c);
+      const late = this.about(c);
       if (this.stand(c) === null) c.pos = all ? f.base : null;
-      else if (all || c.at >= 0) this.gap(c, f.reason ?? 'unknown', f.missed ? f.missed + (c.at < 0 ? 0 : this.end - c.at) : 0, f.base, s);
+      else if (all || c.at >= 0) {
+        const more = c.at >= 0 ? this.end - c.at : late ? late.missed : 0; // than who is missing least
+        this.gap(c, (late ?? f).reason ?? 'unknown', f.missed + more || 0, f.base, s);
+      }
       if (!all && c.at < 0) again = true; // it may stand beyond what is missing
       c.at = -1;
     }
+    this.late = [];
     this.clear(f.base);
     this.goal = null;
     for (const c of this.tabs.values()) if (this.stand(c) === f.base) this.place(c);
@@ -386,7 +398,8 @@ const FINAL = [1002, 1003, 1007, 1008, 1009, 1010, 4400, 4403, 4406];
 class Link {
   /** connecting, open, waiting, denied, closed */ state = 'closed';
   why = ''; in = 0; code = 0; run = 0; dialled = -1e9; heard = 0; beat = 0; timeout = 0; due = 0; dials = 0; limits = /** @type {any} */ ({});
-  conn = ''; node = ''; bye = false; refresh = false; refreshed = false; probing = false; nudged = false; hinted = false;
+  conn = ''; node = ''; refresh = false;
+  bye = none; refreshed = none; probing = none; nudged = none; hinted = none;
   /** @type {any} */ ws = null;
   /** One timer: of the wait, the dial or the silence, as the state is. @type {any} */ timer;
 
@@ -400,7 +413,12 @@ class Link {
     this.on.state();
   }
   /** @param {number} ms @param {() => void} f */
-  after(ms, f) { this.env.clearTimeout(this.timer); this.due = now() + ms; this.timer = this.env.setTimeout(f, ms); }
+  after(ms, f) {
+    ms = Math.min(ms, 2 ** 31 - 1); // beyond that timers fire at once
+    this.env.clearTimeout(this.timer);
+    this.due = now() + ms;
+    this.timer = this.env.setTimeout(f, ms);
+  }
 
   /** Dials at once: First is for what the server drops, not for a Hub that takes over (trap 17). */
   start() { if (this.state === 'closed') this.dial(); }
@@ -579,8 +597,9 @@ class Hub {
   last = '';
   timer = none; sweep = none; wakes = 0;
 
-  /** cast: posts to all at once, where that is possible. @param {any} env @param {((m: any) => void) | null} [cast] */
-  constructor(env, cast = null) { this.env = env; this.cast = cast; this.asked = new Asks(env); }
+  /** cast: posts to all at once, where that is possible; left is told which tab has gone.
+   * @param {any} env @param {((m: any) => void) | null} [cast] @param {(id: string) => void} [left] */
+  constructor(env, cast = null, left = () => {}) { this.env = env; this.cast = cast; this.left = left; this.asked = new Asks(env); }
 
   /** hello. @param {any} m @param {(m: any) => void} raw @param {string} [lock] that we hold @param {boolean} [remote] reached by cast */
   attach(m, raw, lock, remote = false) {
@@ -614,16 +633,23 @@ class Hub {
     if (!tab || only && only !== tab) return;
     this.tabs.delete(id);
     tab.stop.abort();
+    this.left(id);
     for (const topic of this.topics.values()) this.leave(topic, id);
     if (this.tabs.size) return;
     this.close();
   }
+  /** It may have tabs again, in a worker. Those it has are not told: they look for another. */
   close() {
+    for (const tab of this.tabs.values()) { tab.stop.abort(); this.left(tab.id); }
+    this.tabs.clear();
+    this.topics.clear();
     this.link?.stop();
     this.env.clearTimeout(this.timer);
     this.env.clearInterval(this.sweep);
-    this.sweep = undefined;
-    for (const tab of this.tabs.values()) tab.stop.abort();
+    this.timer = this.sweep = undefined;
+    this.waiting = [];
+    this.sent.clear();
+    this.held.clear();
   }
   status() {
     return Object.fromEntries('state why in code beat limits conn node'.split(' ').map(k => [k, this.link[k]]));
@@ -651,7 +677,7 @@ class Hub {
       case 'nudge': this.link.nudge(); break;
       case 'reconnect': this.link.redial(); break;
       case 'reauth': this.reauth(id); break;
-      case 'ping': tab.post({ t: 'pong', s: this.link.state, age: now() - this.link.heard }); break; // trap 4
+      case 'ping': tab.post({ t: 'pong' }); break;
       case 'info': tab.post({ t: 'info', r: m.r, info: this.info() }); break;
       case 'bye': if (m.a === tab.a) this.detach(id);
     }
@@ -681,7 +707,7 @@ class Hub {
   /** @param {string} id */
   async reauth(id) {
     const { link } = this;
-    if (!link.open) return link.redial(true);
+    if (!link.open || ![...this.tabs.values()].some(t => t.token)) return link.redial(true); // cookies go with the dial
     const run = link.run;
     try {
       const token = await this.token(true, id);
@@ -892,12 +918,13 @@ class Hub {
 class Tab {
   id = rid();
   mode = ''; state = 'connecting'; detail = /** @type {any} */ ({});
-  hubId = ''; welcomed = false; a = 0; tries = 0; run = 0; numbers = 0; heard = 0; asked = 0; tick = 0; live = false;
+  hubId = ''; run = 0; numbers = 0; looked = 0;
+  welcomed = none; a = none; tries = none; heard = none; asked = none; tick = none; live = none; few = none; slow = none; renew = none;
   /** Subscriptions by topic. @type {Map<string, any>} */ subs = new Map();
   /** Publishes that are not answered. @type {Map<string, any>} */ pending = new Map();
   counters = { received: 0, resets: 0, broken: 0, hubs: 0, faults: 0 };
   fault = '';
-  locks = none; worker = none; ch = none; own = none; news = none; hub = none; lead = none; dead = none; race = none; serve = none; hang = none;
+  locks = none; worker = none; ch = none; own = none; news = none; hub = none; lead = none; dead = none; race = none; serve = none;
   hubWatch = none; helloTimer = none; timer = none; ackTimer = none; ageTimer = none; settleTimer = none; free = none; resign = none; presence = none;
   modes = none;
   /** To the Hub. @type {(m: any) => void} */ post = () => {};
@@ -909,8 +936,19 @@ class Tab {
     const u = new URL(url, env.location?.href);
     u.protocol = u.protocol.replace('http', 'ws');
     this.url = u.href;
+    check('key', o.key ?? '', 1024, 0);
     this.name = identity(this.url, o.key ?? '');
-    this.o = { url: this.url, backoff: o.backoff, ring: Math.max(1, o.ring ?? 1000), window: Math.max(1, o.window ?? 256) };
+    const { share = 'auto', keep = false, ring = 1000, window = 256 } = o, backoff = /** @type {any} */ ({});
+    one('share', share, ['auto', ...MODES]);
+    one('keep', keep, [false, 'session', 'local']);
+    whole('ring', ring, 1);
+    whole('window', window, 1);
+    for (const k of ['base', 'cap', 'first', 'stable']) {
+      const v = backoff[k] = o.backoff?.[k];
+      if (v !== undefined) whole(k, v, 0);
+    }
+    this.sharing = share === 'auto' ? MODES : [share, 'none'];
+    this.o = { url: this.url, backoff, ring, window };
     this.workerUrl = o.workerUrl ?? import.meta.url; // in a bundle that is the application: it has to say (trap 25)
     this.events = new AbortController();
     /** @param {any} on @param {string} types @param {(e: any) => void} f */
@@ -942,8 +980,12 @@ class Tab {
   }
   save() {
     const kept = this.load(); // of other tabs and topics, too
-    for (const s of this.subs.values()) if (s.position && s.queue[0]?.q !== 0) kept[s.topic] = s.position; // not over a reset of bad_position
-    try { this.storage?.setItem(this.name + 'pos', JSON.stringify(kept)); } catch { /* full, or not allowed */ }
+    for (const { topic, position, queue } of this.subs.values()) {
+      if (!position || queue[0]?.q === 0) continue; // not over a reset of bad_position
+      delete kept[topic]; // what was not written for longest is dropped first
+      kept[topic] = position;
+    }
+    try { this.storage?.setItem(this.name + 'pos', JSON.stringify(Object.fromEntries(Object.entries(kept).slice(-100)))); } catch { /* full, or not allowed */ }
   }
 
   // life: up, park (in the bfcache and at the end), fall back
@@ -961,13 +1003,12 @@ class Tab {
     } catch { this.locks = undefined; this.presence = undefined; }
     if (run !== this.run) return free?.(); // parked meanwhile
     this.free = free;
-    if (BUILD && this.env.BroadcastChannel) {
-      this.news = new this.env.BroadcastChannel(this.name + 'new');
+    if (BUILD) try {
+      this.news = new this.env.BroadcastChannel(this.name + 'new'); // which may throw where cookies are blocked, or be missing
       this.news.onmessage = (/** @type {any} */ e) => { if (e.data !== BUILD) this.emit('update', { build: e.data }); };
       if (run === 1) this.news.postMessage(BUILD); // not by an old page that is shown again
-    }
-    const share = this.opts.share ?? 'auto';
-    this.modes = share === 'auto' ? ['worker', 'leader', 'none'] : share === 'none' ? ['none'] : [share, 'none'];
+    } catch { /* then nobody is told of a newer page */ }
+    this.modes = [...this.sharing];
     this.fallBack();
   }
   /** To the next mode, if it is there. */
@@ -1026,6 +1067,7 @@ class Tab {
     const changed = detail.state !== this.state;
     this.state = detail.state;
     this.detail = detail;
+    this.reauth();
     if (detail.state === 'denied') this.fail('denied', detail.why);
     if (changed || detail.state === 'waiting') this.emit('state', { state: detail.state, in: detail.in || 0, why: detail.why || '', code: detail.code || 0, mode: this.mode, hub: this.hubId });
   }
@@ -1070,7 +1112,9 @@ class Tab {
     this.tries++;
     this.helloTimer = env.setTimeout(() => { // it may die before it says welcome (trap 1)
       if (this.worker !== w || this.welcomed) return;
-      if (this.tries < 3) this.joinWorker(); else this.fallBack();
+      if (this.tries < 3) return this.joinWorker();
+      this.slow ||= 1;
+      this.fallBack();
     }, Math.min(3000, T.hello * 2 ** this.tries / 2));
     env.clearInterval(this.timer);
     if (!this.locks) { // a ping in place of a lock; only its own lateness is no sign of death (traps 5, 18)
@@ -1092,12 +1136,24 @@ class Tab {
     }).sort((/** @type {any} */ a, /** @type {any} */ b) => a.id < b.id ? -1 : 1);
   }
 
+  /** A worker that took too long for us may live by now, with those who came later. */
+  async look() {
+    this.looked = now();
+    const { run } = this, alive = await this.alive().catch(() => []);
+    if (!alive[0] || run !== this.run || this.mode !== 'leader') return;
+    this.slow = 2; // once
+    this.modes = [...MODES];
+    this.fallBack();
+  }
+
   // mode leader
 
   joinLeader() {
     const { env } = this;
-    this.ch = new env.BroadcastChannel(this.name);
-    this.own = new env.BroadcastChannel(this.name + this.id);
+    try {
+      this.ch = new env.BroadcastChannel(this.name);
+      this.own = new env.BroadcastChannel(this.name + this.id);
+    } catch { return this.fallBack(); }
     this.ch.onmessage = this.own.onmessage = (/** @type {any} */ e) => this.onChannel(e.data);
     this.lead = null;
     this.follow();
@@ -1115,8 +1171,9 @@ class Tab {
     this.locks.request(this.name + 'lead', steal ? { steal } : { signal: race.signal }, () => {
       if (race.signal.aborted || this.race !== race) return;
       return new Promise(done => { this.resign = done; this.rule(); });
-    }).catch(() => { // stolen from us, or aborted by us: then there is another race (trap 21)
+    }).catch((/** @type {any} */ e) => { // stolen from us, or aborted by us: then there is another race (trap 21)
       if (this.race !== race || this.closed) return;
+      if (e?.name !== 'AbortError') return this.fallBack();
       this.stepDown();
       this.campaign();
       this.hello(); // or we would be deaf (trap 21)
@@ -1125,28 +1182,33 @@ class Tab {
   rule() {
     /** @type {Map<string, any>} */
     const channels = new Map();
-    const hub = this.hub = new Hub(this.env, m => this.ch?.postMessage({ hub: hub.id, m }));
+    const hub = this.hub = new Hub(this.env, m => this.ch?.postMessage({ hub: hub.id, m }), id => { channels.get(id)?.close(); channels.delete(id); });
+    // A frozen page gets what comes over channels, and would answer though it hears nothing of the server: so all that
+    // comes goes through a port first, which rests (trap 4).
+    const { port1, port2 } = new this.env.MessageChannel();
+    this.serve = port1;
     this.lead = hub.id;
-    this.serve = (/** @type {any} */ x) => {
+    port2.onmessage = (/** @type {any} */ { data: { from, m } }) => {
+      if (this.hub !== hub) return;
       // To one tab over a channel of its own: on the common one each would read all (trap 6).
-      let c = channels.get(x.from);
+      let c = channels.get(from);
       const raw = (/** @type {any} */ m) => c.postMessage({ hub: hub.id, m });
-      if (!c) channels.set(x.from, c = new this.env.BroadcastChannel(this.name + x.from));
-      if (x.m.t === 'hello') hub.attach(x.m, raw, undefined, true);
-      else if (!hub.recv(x.from, x.m) && x.m.t !== 'bye') raw({ t: 'who' });
-      if (!hub.tabs.has(x.from)) { c.close(); channels.delete(x.from); }
+      if (!c) channels.set(from, c = new this.env.BroadcastChannel(this.name + from));
+      if (m.t === 'hello') hub.attach(m, raw, undefined, true);
+      else if (!hub.recv(from, m) && m.t !== 'bye') raw({ t: 'who' });
+      if (!hub.tabs.has(from)) hub.left(from);
     };
-    this.hang = () => { for (const c of channels.values()) c.close(); };
     this.direct();
     this.ch.postMessage({ lead: hub.id });
     this.hello();
   }
   stepDown() {
-    if (!this.hub) return;
-    this.hub.close();
+    const { hub } = this;
+    if (!hub) return;
+    hub.close();
     this.hub = this.lead = null;
-    this.hang?.();
-    this.hang = null;
+    this.serve?.close();
+    this.ch?.postMessage({ gone: hub.id }); // perhaps we were granted the lead while we could not run, and took it just now
     this.welcomed = false;
     this.follow();
     this.resign?.();
@@ -1167,20 +1229,20 @@ class Tab {
   }
   /** @param {any} x */
   onChannel(x) {
-    if (x.from) { if (this.hub && x.from !== this.id && (x.to === 'hub' || x.to === this.hub.id)) this.serve(x); return; }
+    if (x.from) return this.hub && x.from !== this.id && (x.to === 'hub' || x.to === this.hub.id) && this.serve.postMessage(x);
     if (this.hub) return;
-    if (x.lead) { this.lead = x.lead; this.heard = now(); this.welcomed = false; return this.hello(); }
+    if (x.gone) { if (x.gone === this.lead) { this.lead = null; this.hello(); } return; }
+    if (x.lead) { this.lead = x.lead; this.heard = now(); return this.hello(); }
     if (!this.lead && x.m.t === 'welcome') this.lead = x.hub;
     if (x.hub !== this.lead) return; // a deposed leader may still talk (trap 4)
-    // A frozen one answers all it is asked, but has heard nothing of the server for long (trap 4).
-    const { t, s, age } = x.m;
-    if (t === 'welcome' || t === 'entries' || t === 'pong' && !(s === 'open' && age > 1.5 * (this.detail.beat || 25000))) this.heard = now();
+    this.heard = now();
     this.onHub(x.m);
   }
   /** Only a visible follower judges: timers of others are throttled. */
   probe() {
-    const t = now(), late = t - this.tick > 2 * T.probe;
+    const t = now(), late = t - this.tick > T.probe;
     this.tick = t;
+    if (this.slow === 1 && t - this.looked > T.settle) this.look();
     if (this.hub || !this.visible || late) { this.heard = t; this.asked = 0; return; } // we slept, not the leader (trap 5)
     if (t - this.heard < T.probe) this.asked = 0;
     else if (!this.asked) { this.asked = t; this.post({ t: 'ping' }); } else if (t - this.asked > T.lease * (1 + Math.random())) { // not two at a time
@@ -1240,6 +1302,7 @@ class Tab {
     this.welcomed = true;
     this.tries = 0;
     this.heard = now();
+    this.few = Math.min(32, m.o.window / 2);
     this.env.clearTimeout(this.helloTimer);
     if (m.hub !== this.hubId) this.counters.hubs++;
     this.hubId = m.hub;
@@ -1256,6 +1319,12 @@ class Tab {
     }
     this.set(m.state);
     for (const p of this.pending.values()) this.send(p); // again, with the same ids (trap 3)
+  }
+  /** As soon as it is known how the Hub is connected: a dial that is under way has its token. */
+  reauth() {
+    if (!this.renew || !this.welcomed || this.state === 'connecting') return;
+    this.renew = false;
+    this.post({ t: 'reauth' });
   }
   /** @param {any} m */
   async onAsk(m) {
@@ -1310,12 +1379,12 @@ class Tab {
       if (event && q) this.counters.received++;
     }
     if (q) s.done = q; else s.passed++;
-    if (s.done - s.told >= 32 || s.passed >= EPHEMERAL / 2) this.ack(s); // at once: timers may be throttled (trap 7)
+    if (s.done - s.told >= this.few || s.passed >= EPHEMERAL / 2) this.ack(s); // at once: timers may be throttled (trap 7)
     else this.ackTimer ??= this.env.setTimeout(() => { this.ackTimer = undefined; for (const x of this.subs.values()) this.ack(x); }, T.ack);
     if (!event) return;
     s.wait.shift()?.resolve({ value: event, done: false });
     s.out.dispatchEvent(new CustomEvent(event.type, { detail: event }));
-    this.emit(event.type, event);
+    if (!this.closed) this.emit(event.type, event);
   }
   /** @param {any} s */
   ack(s) {
@@ -1328,12 +1397,13 @@ class Tab {
   // for the application
 
   /** @param {string} topic @param {any} o */
-  subscribe(topic, o = {}) {
+  subscribe(topic, o) {
+    o ??= {};
     const last = o.last ?? 0;
     check('topic', topic, 255, 1);
     // Of one tab, but the server answers all.
     for (const field of ['from', 'floor']) if (!isPosition(o[field] ?? '')) wrong(field, 'position');
-    if (!Number.isInteger(last) || last < 0) wrong('last', 'whole number');
+    whole('last', last, 0);
     if (this.closed) throw new HoldfastError('closed');
     const old = this.subs.get(topic);
     if (old) return old.out;
@@ -1362,7 +1432,8 @@ class Tab {
     if (error) this.emit('error', { topic: s.topic, error });
   }
   /** @param {string} topic @param {any} data @param {any} o */
-  async publish(topic, data, { id = `${this.id}-${rid()}`, key = '' } = {}) {
+  async publish(topic, data, o) {
+    const { id = `${this.id}-${rid()}`, key = '' } = o ?? {};
     check('topic', topic, 255, 1); check('id', id, 128, 1); check('key', key, 255, 0);
     const s = encode({ t: 'publish', id, topic, key, ...payload(data) });
     const code = this.closed ? 'closed' : this.state === 'denied' ? 'denied' : this.pending.size >= 1024 ? 'queue_full' : '';
@@ -1413,8 +1484,12 @@ class Tab {
 
 /** @param {string} field @param {any} s @param {number} max @param {number} min */
 function check(field, s, max, min) {
-  if (typeof s !== 'string' || !s.isWellFormed() || bytes(s) > max || s.length < min) wrong(field, `string of ${min} to ${max} bytes`);
+  if (typeof s !== 'string' || /\p{Surrogate}/u.test(s) || bytes(s) > max || s.length < min) wrong(field, `string of ${min} to ${max} bytes`);
 }
+/** @param {string} field @param {any} n @param {number} min */
+function whole(field, n, min) { if (!Number.isInteger(n) || n < min) wrong(field, `whole number from ${min}`); }
+/** @param {string} field @param {any} v @param {any[]} of */
+function one(field, v, of) { if (!of.includes(v)) wrong(field, `one of ${of.join(' ')}`); }
 
 // ---- what an application sees
 
@@ -1426,11 +1501,13 @@ function check(field, s, max, min) {
  *   rights**: without a key that is everybody who logs in with this browser
  * @property {string | ((how: {refresh: boolean}) => string | null | undefined | Promise<string | null | undefined>)} [token] credentials,
  *   for when there is no cookie; a function is asked before every dial, with refresh when the last were refused
- * @property {string[]} [topics] subscribed to from the beginning
+ * @property {readonly string[]} [topics] subscribed to from the beginning
  * @property {Backoff} [backoff]
  * @property {number} [ring] how many messages of each topic are kept for tabs that are slower than others (1000)
  * @property {number} [window] how many may be on their way to a tab (256)
- * @property {false | 'session' | 'local'} [keep] where positions are kept, so that a page goes on where it stood after a reload
+ * @property {false | 'session' | 'local'} [keep] where positions are kept, of up to 100 topics, so that a page goes on where
+ *   it stood after a reload: session is of the tab, local of all tabs, where the one stood that wrote last. Connections of one
+ *   page with the same url and key share them
  * @property {any} [workerUrl] of this file, for bundles: a string, a URL, or what a policy of Trusted Types has made of it
  *
  * @typedef {object} Message
@@ -1468,7 +1545,7 @@ function check(field, s, max, min) {
 
 /** Knows when somebody listens for messages: before that they are not taken. */
 class Listened extends EventTarget {
-  live = false;
+  /** @protected */ live = false;
   /** @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | AddEventListenerOptions} [options] */
   addEventListener(type, listener, options) {
     super.addEventListener(type, /** @type {any} */ (listener), options);
@@ -1517,7 +1594,7 @@ export class Subscription extends Listened {
 
 /**
  * Events, with what they are about in `detail`: `message`, `reset` and `ephemeral` of all subscriptions, `state`
- * ({state, in, why, code, mode, hub}), `update` (a page of another, newer build of this file was opened), `error` ({topic,
+ * ({state, in, why, code, mode, hub}), `update` (a page of another build of this file was opened), `error` ({topic,
  * error}: a subscription has ended).
  */
 export class Connection extends Listened {
@@ -1525,8 +1602,12 @@ export class Connection extends Listened {
   /** @param {string | URL} url @param {Options} [options] @param {any} [env] for tests */
   constructor(url, options = {}, env = globalThis) {
     super();
-    this.#tab = new Tab(String(url), options, env, (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail })));
-    for (const topic of options.topics ?? []) this.subscribe(topic);
+    this.#tab = new Tab(String(url), options ?? {}, env, (type, detail) => this.dispatchEvent(new CustomEvent(type, { detail })));
+    try {
+      const topics = options?.topics ?? [];
+      if (!Array.isArray(topics)) wrong('topics', 'array');
+      for (const topic of topics) this.subscribe(topic);
+    } catch (e) { this.close(); throw e; } // nobody would have it
   }
   /** @protected */
   listened() { this.#tab.live = true; for (const s of [...this.#tab.subs.values()]) this.#tab.flow(s); }
@@ -1550,7 +1631,7 @@ export class Connection extends Listened {
     this.#tab.post({ t: 'ephemeral', s: encode({ t: 'ephemeral', topic, ...payload(data) }) });
   }
   /** Asks for a new token and shows it to the server, before the old one expires or after. */
-  reauth() { this.#tab.post({ t: 'reauth' }); }
+  reauth() { this.#tab.renew = true; this.#tab.reauth(); }
   /** Dials anew, for all tabs. */
   reconnect() { this.#tab.post({ t: 'reconnect' }); }
   /** For people and support: mode, state, why it was dropped last, tabs, cursors, counters. @returns {Promise<any>} */

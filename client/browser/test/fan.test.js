@@ -358,3 +358,25 @@ test('random: tabs come, go, freeze and stand anywhere; the server trims and rec
   }
   assert.ok(deliveries > 50000 && resets > 100, `${deliveries} ${resets}`);
 });
+
+test('a reset was that of the tab furthest on, for all: each is told what it has missed, and why', () => {
+  const s = setup();
+  for (const [id, pos] of [['low', 'p10'], ['high', 'p50'], ['old', 'x7']]) s.add(id, pos);
+  s.fan.wants();
+  s.restart({ head: 'p200', late: [{ pos: 'p10', reason: 'trimmed', missed: 40 }, { pos: 'x7', reason: 'epoch' }] });
+  s.fan.reset({ reason: 'trimmed', missed: 50, base: 'p100' });
+  settle();
+  const told = id => s.tabs.get(id).resets.map(r => [r.reason, r.missed]);
+  assert.deepEqual([told('low'), told('high'), told('old')], [[['trimmed', 90]], [['trimmed', 50]], [['epoch', 0]]]);
+  s.push(101, 200);
+  for (const t of s.tabs.values()) assert.deepEqual(t.got, range(101, 200));
+});
+
+test('more of the last than the ring has room for were cut in silence', () => {
+  const s = setup(10);
+  s.add('a', null, 50);
+  s.fan.wants();
+  s.restart({ base: 'p150', head: 'p200' });
+  s.push(151, 200, 16);
+  assert.deepEqual(s.tabs.get('a').got, range(151, 200));
+});

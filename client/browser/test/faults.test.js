@@ -361,3 +361,199 @@ test('the types named what is for tests only, and knew no removeEventListener fo
     t.c.close();
   }
 });
+
+for (const how of ['published', 'subscribed', 'was refused', 'was too fast']) {
+  test(`a worker whose last Connection ${how} and closed was deaf for the next one in the page`, async () => {
+    world = new World();
+    const page = world.page(), c = new Connection('ws://gw.test/ws', { backoff }, page);
+    await until(() => c.state === 'open');
+    if (how === 'was refused') world.server.forbid = () => ({ code: 'unavailable', retry: 100 });
+    if (how === 'was too fast') world.server.answer = () => ({ t: 'nack', outcome: 'not_stored', code: 'too_fast' });
+    if (how === 'published' || how === 'was too fast') c.publish('a', 1).catch(() => {}); else c.subscribe('a');
+    if (how.startsWith('was')) await sleep(50); // until it knows
+    c.close();
+    world.server.forbid = world.server.answer = null;
+    await sleep(how === 'was too fast' ? 1200 : 200); // it would have looked again by now
+    const t = open(page);
+    await opened(t);
+    await t.c.subscribe('b').ready;
+    assert.equal((await t.c.publish('b', 2)).outcome, 'committed');
+    assert.equal(world.started, 1);
+  });
+}
+
+for (const how of ['close', 'hide', 'freeze']) {
+  test(`leader: to ${how} it told its followers that they were closed`, async () => {
+    const [leader, ...ts] = await start({ share: 'leader' }, 3);
+    if (how === 'close') leader.c.close(); else leader.page[how]();
+    await until(() => world.server.dials === 2);
+    await opened(...ts);
+    for (const t of ts) assert.ok(!t.states.includes('closed'), t.states.join());
+  });
+}
+
+/** A leader that is frozen and is not told so, and three who follow it. */
+async function frozen() {
+  const ts = await start({ share: 'leader', topics: ['a'] }, 4);
+  await Promise.all(ts.map(t => t.c.subscribe('a').ready));
+  ts[3].page.show(false);
+  ts[0].page.frozen = true;
+  return ts;
+}
+
+test('leader: frozen, it answered all the same, as a channel goes on, until its server should have been heard', async () => {
+  const [, b, , d] = await frozen(); // with a beat of 25 s
+  await until(() => world.server.dials === 2);
+  world.server.publish('a', 1);
+  await until(() => b.got.a?.length === 1 && d.got.a?.length === 1);
+});
+
+for (const hidden of [true, false]) {
+  test(`leader: a ${hidden ? 'hidden' : 'visible'} tab that came while a deposed one was frozen went to that`, async () => {
+    await frozen();
+    await until(() => world.server.dials === 2);
+    for (let i = 0; i < 3; i++) {
+      const page = world.page();
+      if (hidden) page.document.visibilityState = 'hidden';
+      const t = open(page, { share: 'leader', topics: ['a'] });
+      await opened(t);
+      await t.c.subscribe('a').ready;
+      world.server.publish('a', i);
+      await until(() => t.got.a?.at(-1) === i);
+    }
+    assert.equal(world.server.dials, 2);
+  });
+}
+
+for (const hidden of [true, false]) {
+  test(`leader: one that got the lead while it could not run took a ${hidden ? 'hidden' : 'visible'} tab with it when it woke`, async () => {
+    const [a, b, c, d] = await start({ share: 'leader', topics: ['a'] }, 4);
+    await Promise.all([a, b, c, d].map(t => t.c.subscribe('a').ready));
+    d.page.show(false);
+    b.page.frozen = true; // without an event
+    a.page.kill();
+    await until(async () => (await c.c.info()).leads);
+    world.server.publish('a', 1);
+    await until(() => d.got.a?.length === 1);
+    const { dials } = world.server;
+    if (!hidden) d.page.show(true);
+    b.page.resume();
+    world.server.publish('a', 2);
+    await d.c.publish('a', 3);
+    await until(() => [b, c, d].every(t => t.got.a?.length === 3));
+    assert.equal(world.server.dials, dials);
+    assert.ok((await c.c.info()).leads);
+  });
+}
+
+test('leader: a follower that crashed left a channel behind', async () => {
+  const [leader] = await start({ share: 'leader' });
+  const before = leader.page.channels.size;
+  for (let i = 0; i < 5; i++) {
+    const t = open(world.page(), { share: 'leader' });
+    await opened(t);
+    t.page.kill();
+    await until(async () => (await leader.c.info()).hub.tabs === 1);
+  }
+  assert.equal(leader.page.channels.size, before);
+});
+
+for (const share of ['auto', 'worker', 'leader', 'none']) {
+  test(`${share}: where channels, workers and locks are there and throw, as in Firefox without cookies, nothing was dialled`, async () => {
+    world = new World();
+    const page = world.page(), no = () => { throw new DOMException('The operation is insecure.', 'SecurityError'); };
+    page.BroadcastChannel = page.SharedWorker = class { constructor() { no(); } };
+    for (const request of [async () => no(), page.navigator.locks.request]) {
+      page.navigator = { locks: { request, query: async () => ({ held: [] }) } };
+      const { Connection } = await import('../holdfast.js?v=abc123'); // a build tells others of itself over a channel
+      const c = new Connection('ws://gw.test/ws', { backoff, share }, page);
+      await until(() => c.state === 'open');
+      c.close();
+    }
+  });
+}
+
+test('options that are none were taken, and then nothing worked', async () => {
+  world = new World();
+  for (const [field, o] of Object.entries({
+    share: { share: 'Worker' }, keep: { keep: true }, ring: { ring: NaN }, window: { window: '256' }, base: { backoff: { base: () => 1 } },
+    cap: { backoff: { cap: -1 } }, topics: { topics: 'room' }, topic: { topics: ['a', 5] }, key: { key: '\ud800' },
+  })) assert.throws(() => new Connection('ws://gw.test/ws', o, world.page()), { code: 'bad_input', field });
+  for (const o of [{ backoff: null }, { backoff: {} }, null, { key: undefined, keep: false }]) new Connection('ws://gw.test/ws', o, world.page()).close();
+  await sleep(30);
+  assert.equal(world.server.conns.size, 0); // of those that have thrown, too
+});
+
+test('null for options threw', async () => {
+  const [t] = await start();
+  await t.c.subscribe('a', null).ready;
+  await t.c.publish('a', 1, null);
+});
+
+test('window below 32: a hidden tab, whose timers are slow, was lagging though it took everything at once', async () => {
+  const [visible] = await start({ window: 8, ring: 50, topics: ['a'] });
+  const page = world.page(), timeout = page.setTimeout;
+  page.setTimeout = (f, ms) => timeout(f, Math.max(ms, 60000));
+  const t = open(page, { topics: ['a'] }); // the options of the first count
+  await opened(visible, t);
+  await t.c.subscribe('a').ready;
+  for (let i = 0; i < 1000; i++) { world.server.publish('a', i); if (i % 8 === 0) await sleep(1); }
+  await until(() => visible.got.a?.length === 1000 && t.got.a?.length >= 990);
+  assert.deepEqual(t.resets, []);
+});
+
+test('reauth before there was a Hub was forgotten; with cookies it showed the server no token', async () => {
+  world = new World();
+  const asked = [], c = new Connection('ws://gw.test/ws', { backoff, share: 'none', token: ({ refresh }) => { asked.push(refresh); return 'x'; } }, world.page());
+  c.reauth();
+  await until(() => asked.includes(true));
+  world.end();
+  const [t] = await start();
+  await sleep(1000); // a dial a second
+  t.c.reauth();
+  await until(() => world.server.dials === 2);
+  await opened(t);
+  assert.ok(!world.server.frames.some(f => f.t === 'auth'));
+});
+
+test('tabs for which the worker was too slow never looked again, and those that came later had a connection of their own', async () => {
+  world = new World();
+  const link = world.link.bind(world);
+  const late = [];
+  world.link = (w, port) => late.push([w, port]);
+  const ts = Array.from({ length: 3 }, () => open(world.page(), { share: 'auto', topics: ['a'] }));
+  await until(async () => (await Promise.all(ts.map(t => t.c.info()))).every(i => i.mode === 'leader'));
+  world.link = link;
+  for (const [w, port] of late) link(w, port);
+  ts.push(open(world.page(), { share: 'auto', topics: ['a'] }));
+  await until(async () => (await Promise.all(ts.map(t => t.c.info()))).every(i => i.mode === 'worker' && i.state === 'open'));
+  await until(() => world.server.conns.size === 1);
+  world.server.publish('a', 1);
+  await until(() => ts.every(t => t.got.a?.length === 1));
+});
+
+test('a message that a listener had answered with close came to the Connection after it was closed', async () => {
+  const [t] = await start();
+  const seen = [], s = t.c.subscribe('a');
+  s.addEventListener('message', () => t.c.close());
+  for (const type of ['message', 'state']) t.c.addEventListener(type, e => seen.push(e.detail.state ?? type));
+  await s.ready;
+  world.server.publish('a', 1);
+  await until(() => seen.includes('closed'));
+  assert.deepEqual(seen, ['closed']);
+});
+
+test('a beat of more than 24 days was one of no time at all', async () => {
+  world = new World();
+  world.server.welcome = { beat: 30 * 86400e3, timeout: 10000 };
+  const page = world.page(), timeout = page.setTimeout;
+  page.setTimeout = (f, ms) => { assert.ok(ms < 2 ** 31, `${ms}`); return timeout(f, ms); };
+  await opened(open(page, { share: 'none' }));
+});
+
+test('keep: positions of all topics that there ever were stayed in the storage', async () => {
+  const [t] = await start({ keep: 'session' });
+  for (let i = 0; i < 120; i++) { const s = t.c.subscribe(`room/${i}`); await s.ready; s.close(); }
+  const kept = Object.keys(JSON.parse(t.page.sessionStorage.getItem(internal.identity('ws://gw.test/ws', '') + 'pos')));
+  assert.deepEqual(kept, Array.from({ length: 100 }, (_, i) => `room/${i + 20}`));
+});

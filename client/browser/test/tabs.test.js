@@ -231,7 +231,7 @@ test('a dead one that is still watched is not taken for alive (trap 23)', async 
   world.killWorker();
   await sleep(5);
   const dead = name.replace('#', 'after=x#');
-  world.locks.client({ id: 'watcher' }).request(dead, { mode: 'shared' }, () => new Promise(() => {}));
+  world.locks.client(world.page()).request(dead, { mode: 'shared' }, () => new Promise(() => {}));
   world.hung = { has: key => key.endsWith('after=x') };
   const began = Date.now(), next = open(world.page(), { topics: ['a'] });
   await ready(next);

@@ -26,7 +26,7 @@ export class Locks {
         if (signal?.aborted) return reject(signal.reason);
         signal?.addEventListener('abort', () => { if (!l.held && this.all.includes(l)) { this.drop(l); reject(signal.reason); } });
         if (steal) {
-          for (const x of this.all.filter(x => x.name === name && x.held)) { this.drop(x); if (!x.owner.dead) x.reject(new DOMException('stolen', 'AbortError')); }
+          for (const x of this.all.filter(x => x.name === name && x.held)) { this.drop(x); x.owner.run(() => x.reject(new DOMException('stolen', 'AbortError'))); }
           this.all.unshift(l);
         } else this.all.push(l);
         this.grant(name);
@@ -49,10 +49,9 @@ export class Locks {
       if (before.some(x => x.mode === 'exclusive' || l.mode === 'exclusive')) return;
       if (this.all.some(x => x.name === name && x.held && (x.mode === 'exclusive' || l.mode === 'exclusive'))) return;
       l.held = true;
-      setImmediate(async () => {
-        if (l.owner.dead) return;
+      setImmediate(() => l.owner.run(async () => { // a task of its own: who is frozen has the lock, and does not know
         try { const x = await l.callback({ name, mode: l.mode }); if (this.all.includes(l)) { this.drop(l); l.resolve(x); } } catch (e) { this.drop(l); l.reject(e); }
-      });
+      }));
     }
   }
   crash(owner) { for (const l of this.all.filter(l => l.owner === owner)) this.drop(l); }
@@ -76,6 +75,13 @@ class Agent extends EventTarget {
       set onmessage(f) { super.onmessage = e => { if (!agent.dead) f(e); }; } // goes on when frozen
       postMessage(m) { if (!agent.dead) super.postMessage(m); }
       close() { agent.channels.delete(this); super.close(); }
+    };
+    this.MessageChannel = class { // rests when frozen
+      constructor() {
+        const { port1, port2 } = new MessageChannel();
+        for (const p of [port1, port2]) { wrap(p, agent); p.unref(); }
+        Object.assign(this, { port1, port2 });
+      }
     };
     for (const kind of ['Timeout', 'Interval']) {
       this[`set${kind}`] = (f, ms) => {
@@ -307,11 +313,14 @@ export class Gateway {
     let at = head, reset;
     if (f.from?.length) {
       const known = f.from.map(pos => [pos, l.at.get(pos) ?? -1]).sort((a, b) => a[1] - b[1]);
-      const ok = known.find(([, n]) => n >= l.kept);
+      const ok = known.find(([, n]) => n >= l.kept), last = known.at(-1);
       at = ok ? ok[1] : l.kept;
       const gap = ([pos, n]) => ({ pos, reason: n < 0 ? 'forked' : 'trimmed', missed: n < 0 ? 0 : at - n });
-      if (ok) answer.late = known.filter(([, n]) => n < l.kept).map(gap);
-      else reset = { t: 'reset', topic: f.topic, base: this.pos(l, at), ...gap(known[0]), pos: undefined };
+      answer.late = known.filter(([, n]) => n < l.kept).map(gap);
+      if (!ok) { // of the last one; the others say how much more they have missed
+        reset = { t: 'reset', topic: f.topic, base: this.pos(l, at), ...gap(last), pos: undefined };
+        answer.late = answer.late.filter(x => x.pos !== last[0]).map(x => ({ ...x, missed: x.missed && x.missed - reset.missed }));
+      }
     } else at = Math.max(l.kept, head - (f.last ?? 0));
     if (!reset) answer.base = this.pos(l, at);
     c.ws.push(answer);
