@@ -133,21 +133,23 @@ func (c *conn) failJoin(s *sub, code, message string, ref uint64) {
 // that is possible; and returns with it the answer for the client.
 func (g *Gateway) open(ctx context.Context, topic string, o backplane.SubscribeOptions, from []replay.Position) (live *backplane.Subscription, answer *wire.Frame, err error) {
 	answer = &wire.Frame{Type: wire.Subscribed, Topic: topic}
-	if len(from) > 1 {
-		if from, answer.Late, err = g.sift(ctx, topic, from); err != nil {
-			return nil, nil, err
+	for try := 1; len(from) > 0; try++ {
+		good := from
+		if len(from) > 1 {
+			if good, answer.Late, err = g.sift(ctx, topic, from); err != nil {
+				return nil, nil, err
+			}
 		}
-	}
-	if len(from) > 0 {
-		o.After = from[0]
+		o.After = good[0]
 		if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
 			return nil, nil, err
 		}
 		if answer.Head, err = live.Check(o.After); err == nil {
 			answer.Base = o.After
-		} else { // then the first read gives a reset, and all who asked get that
-			answer.Late = nil
-		}
+		} else if len(good) > 1 && try < 4 { // it was trimmed just now; the others may not be concerned
+			live.Close()
+			continue
+		} // else the first read gives a reset, which is about good[0]
 		return live, answer, nil
 	}
 	if live, err = g.hub.Subscribe(ctx, topic, &o); err != nil {
@@ -169,13 +171,13 @@ func (g *Gateway) open(ctx context.Context, topic string, o backplane.SubscribeO
 	return live, answer, nil
 }
 
-// sift puts that of several positions first that is furthest back of those after which one
-// can go on, and returns beside it those after which one cannot.
-func (g *Gateway) sift(ctx context.Context, topic string, from []replay.Position) (sifted []replay.Position, late []wire.Late, err error) {
-	slices.SortFunc(from, func(a, b replay.Position) int {
+// sift returns those of several positions after which one can go on, the one furthest back
+// first, or else only the one furthest on; and beside them those after which one cannot,
+// with how many messages they are behind the first.
+func (g *Gateway) sift(ctx context.Context, topic string, from []replay.Position) (good []replay.Position, late []wire.Late, err error) {
+	from = slices.Compact(slices.SortedFunc(slices.Values(from), func(a, b replay.Position) int {
 		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.Tag, b.Tag))
-	})
-	from = slices.Compact(from)
+	}))
 	// What the Hub has explains a position once it was asked for it. Both ends of each
 	// epoch are asked for, and then all between them are explained.
 	var live *backplane.Subscription
@@ -193,7 +195,6 @@ func (g *Gateway) sift(ctx context.Context, topic string, from []replay.Position
 	}
 	defer live.Close()
 	var gap *replay.GapError
-	var good []replay.Position
 	for _, p := range from {
 		if _, err := live.Check(p); errors.As(err, &gap) {
 			late = append(late, wire.Late{Pos: p, Reason: string(gap.Reason)})
@@ -201,11 +202,11 @@ func (g *Gateway) sift(ctx context.Context, topic string, from []replay.Position
 			good = append(good, p)
 		}
 	}
-	if len(good) == 0 {
-		return from[len(from)-1:], nil, nil
+	if len(good) == 0 { // the reset tells what that one has missed
+		good, late = from[len(from)-1:], late[:len(late)-1]
 	}
 	for i := range late {
-		if l := &late[i]; l.Reason == string(replay.ReasonTrimmed) {
+		if l := &late[i]; l.Reason == string(replay.ReasonTrimmed) && l.Pos.Epoch == good[0].Epoch {
 			l.Missed = good[0].Seq - l.Pos.Seq
 		}
 	}
