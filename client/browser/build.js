@@ -15,7 +15,7 @@ const here = new URL('.', import.meta.url);
 const source = readFileSync(new URL('holdfast.js', here), 'utf8').replace(/^export const internal = .*$/m, '')
   .replace(/(?<=[;{/] )\w+ = none;|^ +\w+ = none;|^ +removeEventListener\(.*$/gm, ''); // declared for the type checker only
 // Of data that never leaves its page or worker, though they are keys or words.
-const ours = 'stop open drop reset again after env link post heard queue phase fan told passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted resolve reject promise parked asked load ack bye detach status answer lost run sent race visible emit wake events storage save watch nudge closed down stepDown worker index wanted flush restart start sharing';
+const ours = 'stop open drop reset again after env link post heard queue phase fan told passing tries loop gap over wait seq until hello probe dial frame seen remote pull failed due unwanted resolve reject promise parked asked load ack bye detach status answer lost run sent race visible emit wake events storage save watch nudge closed down stepDown worker index wanted flush restart start sharing only';
 const types = readFileSync(new URL('holdfast.d.ts', here), 'utf8').replace(/\/\*.*?\*\//gs, '');
 /** Members of what leaves its page or worker: of the types, of frames, and of messages with a `t`. */
 const said = new Set([...types.matchAll(/^ +(?:get |protected )*(\w+)\??[:(]/gm)].map(m => m[1]).concat(...internal.FRAMES.values(), 'at', 'history', 'pending', 'topics'));

@@ -204,7 +204,8 @@ class Loop {
  * equality only. A cursor: pos is where the tab stands, at the index of the next entry for it or -1 while its place is not
  * known, sent and acked count entries and resets, gap is a reset that it is to get first. */
 class Fan {
-  first = 0; size = 0; again = none;
+  first = 0; size = 0;
+  again = none; blurred = none; only = none;
   /** Positions that the server was asked for: not all, if they are too many. @type {any[]} */ wanted = [];
   /** @type {any[]} */ ring = [];
   /** Those after which the server cannot go on, with what they have missed. @type {any[]} */ late = [];
@@ -236,7 +237,8 @@ class Fan {
     const cs = [...this.tabs.values()].sort((a, b) => a.at - b.at);
     for (const c of cs) this.lag(c);
     const last = Math.max(0, ...cs.map(c => this.stand(c) === null ? c.last : 0));
-    const from = this.wanted = last ? [] : [...new Set(cs.map(c => this.stand(c)).filter(Boolean))].slice(0, 64);
+    const from = this.wanted = last ? [] : this.only ? [this.only] : [...new Set(cs.map(c => this.stand(c)).filter(Boolean))].slice(0, 64);
+    this.only = null;
     const floor = cs.every(c => c.floor === cs[0].floor) ? cs[0]?.floor : undefined;
     return { from, last, floor };
   }
@@ -275,7 +277,7 @@ class Fan {
     for (const c of this.tabs.values()) { this.lag(c); c.at = -1; }
     this.clear(f.base ?? null);
     this.goal = f.head ?? null;
-    this.again = false;
+    this.again = this.blurred = false;
     this.late = f.late ?? [];
     if (this.base === null) return; // a reset comes first
     for (const c of this.tabs.values()) {
@@ -295,12 +297,14 @@ class Fan {
       if (c.at >= 0) continue;
       if (this.stand(c) === null) this.seat(c, Math.max(this.first, this.end - c.last));
       else if (!this.wanted.includes(this.stand(c))) this.again = true; // nobody has asked the server for it
+      else if (this.blurred && this.wanted.length > 1) { this.again = true; this.only = this.stand(c); } // it was left out: ask for it alone
       else { this.gap(c, 'unknown', 0, this.head); this.place(c); }
     }
   }
   /** False: they do not follow. `blurred`: positions were left out. @param {any} prev @param {any[]} list of {pos, s} @param {boolean} [blurred] */
   push(prev, list, blurred) {
     if (this.base === null || prev !== this.head) return false;
+    this.blurred ||= blurred;
     const waiting = [...this.tabs.values()].filter(c => c.at < 0);
     for (const e of list) {
       this.index.set(e.pos, this.end);
@@ -1243,10 +1247,9 @@ class Tab {
     const t = now(), late = t - this.tick > T.probe;
     this.tick = t;
     if (this.slow === 1 && t - this.looked > T.settle) this.look();
-    if (this.hub || !this.visible || late) { this.heard = t; this.asked = 0; return; } // we slept, not the leader (trap 5)
+    if (this.hub || !this.visible || late) this.heard = t; // we slept, not the leader (trap 5)
     if (t - this.heard < T.probe) this.asked = 0;
     else if (!this.asked) { this.asked = t; this.post({ t: 'ping' }); } else if (t - this.asked > T.lease * (1 + Math.random())) { // not two at a time
-      this.asked = 0;
       this.heard = t;
       this.campaign(true);
     }

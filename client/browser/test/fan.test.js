@@ -223,7 +223,22 @@ test('positions left out: who stood there is told, and nobody waits for ever', (
   s.restart({ base: 'p1', head: 'p5' });
   assert.ok(s.fan.push('p1', [{ pos: 'p2', s: '{"pos":"p2","data":2}' }, { pos: 'p6', s: '{"pos":"p6"}' }], true));
   settle();
-  assert.deepEqual([...s.tabs.values()].map(t => [t.pos, t.resets.length]), [['p6', 0], ['p6', 1]]);
+  const at = () => [...s.tabs.values()].map(t => [t.pos, t.resets.length]);
+  assert.deepEqual([at(), s.fan.again], [[['p6', 0], ['p3', 0]], true]);
+  assert.deepEqual(s.fan.wants().from, ['p3']); // alone: then the first entry is that after it
+  s.restart({ base: 'p3', head: 'p6' });
+  assert.ok(s.fan.push('p3', [{ pos: 'p6', s: '{"pos":"p6"}' }], true));
+  settle();
+  assert.deepEqual([at(), s.fan.again], [[['p6', 0], ['p6', 0]], false]);
+});
+
+test('a position that the server said it can go on from, and does not, is told to be lost', () => {
+  const s = setup();
+  s.add('a', 'p1'); s.add('b', 'p3');
+  s.fan.wants();
+  s.restart({ base: 'p1', head: 'p2' });
+  s.push(2, 2);
+  assert.deepEqual([...s.tabs.values()].map(t => [t.pos, t.resets.map(r => r.reason)]), [['p2', []], ['p2', ['unknown']]]);
 });
 
 test('what does not follow is refused', () => {

@@ -272,15 +272,15 @@ test('answers to subscribes of before are not taken', async () => {
 test('a worker that was only slow to start dials for nobody who has gone on', async () => {
   world = new World();
   const ports = [];
-  world.connect = (url, name, port) => ports.push([name, port]);
+  world.connect = (...args) => ports.push(args);
   const tab = open(world.page(), { topics: ['a'] });
   await ready(tab);
   assert.equal(await mode(tab), 'leader');
   assert.equal(ports.length, 3);
   delete world.connect;
-  for (const [name, port] of ports) world.connect('late', name, port, {});
-  await sleep(20);
-  assert.equal(world.server.conns.size, 1);
+  for (const args of ports) world.connect(...args);
+  await until(async () => await mode(tab) === 'worker' && tab.c.state === 'open'); // it looks again
+  await until(() => world.server.conns.size === 1);
 });
 
 test('a newcomer joins the generation that lives; two that were founded at once become one', async () => {
