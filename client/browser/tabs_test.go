@@ -1125,6 +1125,17 @@ func testTabs(t *testing.T, b *engine) {
 		})
 	}
 
+	for _, share := range []string{"worker", "leader", "none"} {
+		browse(t, b, "a page closes its connection with things under way, and makes another/"+share, func(s *site) {
+			t := s.tab("share="+share, "")
+			for range 5 {
+				t.eval("void (() => { for (let i = 0; i < 30; i++) c.publish('pub', i).catch(() => {}); c.subscribe('more'); c.close(); })()", nil)
+				t.until("(async () => { window.c = new c.constructor('/ws', { share: '" + share + "' }); await c.subscribe('news').ready; return (await c.publish('news', 1)).outcome === 'committed'; })()")
+			}
+			s.connected(1)
+		})
+	}
+
 	browse(t, b, "an old worker and a new page", func(s *site) {
 		old := s.tab("module="+url.QueryEscape("/holdfast/holdfast.js?v=0ld"), "")
 		recent := s.tabs(2, "")
