@@ -64,6 +64,7 @@ type Client struct {
 	subs         map[string]*Subscription // by topic; those that are over are not in it
 	wants        []*Subscription          // those in phase wanted, and perhaps others
 	leaving      map[string]struct{}      // topics for which an unsubscribe is to be written
+	left         map[string]uint64        // and those for which one was, with its ref, until it is answered; at most maxLeft
 	ref          uint64                   // the last one
 	made         uint64                   // subscriptions
 	lastUnwanted time.Time
@@ -107,6 +108,7 @@ var (
 	errNoProtocol = errors.New("client: the server does not speak " + wire.Subprotocol)
 	errGoodbye    = errors.New("client: the server has said goodbye")
 	errMute       = errors.New("client: the server does not answer")
+	errBinary     = errors.New("a frame is a text message")
 )
 
 // New returns a client that connects to the gateway at url, which begins with ws, wss, http
@@ -127,7 +129,7 @@ func New(url string, opts *Options) (*Client, error) {
 	c := &Client{
 		opts: o, nudge: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}),
 		changed: make(chan struct{}), flushed: make(chan struct{}), prefix: newPrefix(),
-		subs: map[string]*Subscription{}, leaving: map[string]struct{}{}, held: map[string]*delay{},
+		subs: map[string]*Subscription{}, leaving: map[string]struct{}{}, left: map[string]uint64{}, held: map[string]*delay{},
 	}
 	if c.loop, err = newSessions(url, &o); err != nil {
 		return nil, err
@@ -225,6 +227,7 @@ func (c *Client) serve(s *Session) bool {
 	c.stats.EphemeralDropped += uint64(len(c.ephemeral))
 	c.ephemeral, c.ephemeralBytes = nil, 0
 	clear(c.leaving)
+	clear(c.left)
 	c.wants = nil
 	for _, s := range c.subs {
 		if s.phase == paused {
@@ -337,6 +340,9 @@ func (c *Client) nextFrame(now time.Time, f *wire.Frame, buf []byte) (frame []by
 		delete(c.leaving, topic)
 		c.lastUnwanted = now
 		c.ref++
+		if len(c.left) < maxLeft {
+			c.left[topic] = c.ref
+		}
 		*f = wire.Frame{Type: wire.Unsubscribe, Topic: topic, Ref: c.ref}
 		return f.Append(buf), at
 	}
@@ -383,10 +389,10 @@ func (c *Client) read(s *Session) error {
 			return err
 		}
 		if kind != websocket.MessageText {
-			return c.garbage(buf, errors.New("it is binary"))
+			return c.garbage("binary", len(buf), errBinary)
 		}
 		if err := wire.Decode(buf, &f); err != nil {
-			return c.garbage(buf, err)
+			return c.garbage("text", len(buf), err)
 		}
 		if err := c.handle(s, &f); err != nil {
 			return err
@@ -413,12 +419,13 @@ func readAll(buf []byte, r io.Reader) ([]byte, error) {
 	}
 }
 
-// garbage is the end of a session with a server that sends what is no frame.
-func (c *Client) garbage(message []byte, err error) error {
+// garbage is the end of a session with a server that sends what is no frame. What it says
+// goes into the log, where nothing of a message may stand.
+func (c *Client) garbage(kind string, size int, err error) error {
 	c.mu.Lock()
 	c.stats.Garbage++
 	c.mu.Unlock()
-	return fmt.Errorf("client: the server sent what is no frame: %w: %s", err, printable(string(message[:min(len(message), maxReason+8)]), maxReason))
+	return fmt.Errorf("client: the server sent what is no frame (%s, %d bytes): %w", kind, size, err)
 }
 
 // handle does what a frame says. The frame's memory is used again. An error ends the

@@ -16,9 +16,12 @@ const (
 	Retry Verdict = iota
 	// Refresh: connect again, after a delay, with new credentials. Once: if these are
 	// refused as well, or if there is no [Options.Prepare] that could get them, it is
-	// the same as Final.
+	// the same as Final, for all servers. After a session that was stable the delay is
+	// short: the first one of Options.Backoff, without First.
 	Refresh
-	// Final: end the loop; the error is the last one.
+	// Final: end the loop; the error is the last one. But if it is the answer of one of
+	// several servers (a [*DialError] with a Status), that one is left out until there has
+	// been another session, and the others are tried.
 	Final
 )
 
@@ -59,6 +62,8 @@ const (
 //	2xx                           Retry: a captive portal
 //	3xx                           Final: to another host, from TLS to no TLS, too many
 //	401, 403                      Refresh
+//	404, 410, 421                 Final; Retry if there was a session before: so proxies
+//	                              answer while a server is not registered with them
 //	408, 425, 429                 Retry; with 429 after Retry-After
 //	other 4xx                     Final
 //	5xx and others                Retry; with 503 after Retry-After
@@ -84,7 +89,7 @@ func Decide(err error) Verdict {
 	}
 	var dial *DialError
 	if errors.As(err, &dial) {
-		return decideStatus(dial.Status)
+		return decideStatus(dial.Status, dial.everUp)
 	}
 	if errors.Is(err, websocket.ErrMessageTooBig) {
 		return Final
@@ -100,12 +105,16 @@ func Decide(err error) Verdict {
 	return Retry
 }
 
-func decideStatus(status int) Verdict {
+func decideStatus(status int, everUp bool) Verdict {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return Refresh
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
 		return Retry
+	case http.StatusNotFound, http.StatusGone, http.StatusMisdirectedRequest:
+		if everUp {
+			return Retry
+		}
 	}
 	if status >= 300 && status < 500 {
 		return Final

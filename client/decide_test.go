@@ -75,6 +75,12 @@ func TestDecide(t *testing.T) {
 		if got := Decide(&DialError{Status: status, Err: io.EOF}); got != want {
 			t.Errorf("status %d: %v, want %v", status, got, want)
 		}
+		if status == 404 || status == 410 || status == 421 {
+			want = Retry
+		}
+		if got := Decide(&DialError{Status: status, Err: io.EOF, everUp: true}); got != want {
+			t.Errorf("status %d after a session: %v, want %v", status, got, want)
+		}
 	}
 }
 
@@ -106,8 +112,8 @@ func TestTheTableInTheDocumentationIsTrue(t *testing.T) {
 			}
 		}
 	}
-	if rows != 7 {
-		t.Errorf("%d rows have numbers, want 7", rows)
+	if rows != 8 {
+		t.Errorf("%d rows have numbers, want 8", rows)
 	}
 }
 

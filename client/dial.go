@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"net/url"
@@ -123,6 +124,7 @@ func (r *redial) dial(ctx context.Context, e *endpoint) (*Session, error) {
 		}
 		failed := newDialError(d, false, err)
 		failed.Status = h.status
+		failed.answer = said(resp, d.secrets())
 		if h.status == http.StatusTooManyRequests || h.status == http.StatusServiceUnavailable {
 			now := time.Now()
 			if date, err := http.ParseTime(h.header.Get("Date")); err == nil {
@@ -147,7 +149,22 @@ func (d *Dial) check() error {
 	return checkURL("Dial.URL", d.URL)
 }
 
-func newDialError(d *Dial, ours bool, err error) *DialError {
+// said returns the beginning of what a server that accepts no connection says about it: a
+// gateway says why, in plain text.
+func said(resp *http.Response, secrets []string) string {
+	if resp == nil || resp.Body == nil {
+		return ""
+	}
+	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil || kind != "text/plain" {
+		return ""
+	}
+	b, _ := io.ReadAll(resp.Body) // at most 1024 bytes, which websocket.Dial has read already
+	return printable(hide(strings.Join(strings.Fields(string(b)), " "), secrets), maxText)
+}
+
+// secrets returns what of a dial must not be found in texts.
+func (d *Dial) secrets() []string {
 	secrets := []string{d.Token}
 	if u, parseErr := url.Parse(d.URL); parseErr == nil {
 		secrets = append(secrets, u.RawQuery)
@@ -158,9 +175,13 @@ func newDialError(d *Dial, ours bool, err error) *DialError {
 			secrets = append(secrets, password)
 		}
 	}
+	return secrets
+}
+
+func newDialError(d *Dial, ours bool, err error) *DialError {
 	return &DialError{
 		URL: redact(d.URL), Attempt: d.Attempt, Err: err,
-		text: describe(err, secrets...), refreshed: d.Refresh, ours: ours,
+		text: describe(err, d.secrets()...), refreshed: d.Refresh, ours: ours,
 	}
 }
 

@@ -781,3 +781,33 @@ func TestRetryAfterIsOneServersOwn(t *testing.T) {
 		}
 	})
 }
+
+// A server that refuses a client says why, and nobody ever saw it.
+func TestWhatARefusalSays(t *testing.T) {
+	for _, tt := range []struct{ why, kind, body, want string }{
+		{"a gateway", "text/plain; charset=utf-8", "Something hides Hijack.\n", "501 Not Implemented: Something hides Hijack."},
+		{"several lines", "text/plain", "one\r\n\ttwo\x1b[31m", `501 Not Implemented: one two\x1b[31m`},
+		{"long", "text/plain", strings.Repeat("x", 5000), "501 Not Implemented: " + strings.Repeat("x", maxText) + "…"},
+		{"secrets", "text/plain", "no token-1234 nor query-1234", "501 Not Implemented: no … nor …"},
+		{"a page", "text/html", "<h1>Nothing</h1>", "501 Not Implemented"},
+		{"nothing", "text/plain", "", "501 Not Implemented"},
+		{"what, it does not say", "", "\x00\x01", "501 Not Implemented"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
+				w.Header()["Content-Type"] = []string{tt.kind}
+				w.WriteHeader(501)
+				io.WriteString(w, tt.body)
+			})
+			o := r.options()
+			o.Prepare = func(_ context.Context, d *Dial) error { d.Token = "token-1234"; return nil }
+			o.Decide = func(error) Verdict { return Final }
+			_, errs := loop(t.Context(), "ws://server.test/?q=query-1234", o)
+			want := "client: dial ws://server.test/ (attempt 1): the server answered " + tt.want + "; not tried again"
+			if len(errs) != 1 || errs[0].Error() != want {
+				t.Errorf("%s: %v\nwant %s", tt.why, errs, want)
+			}
+			r.expectQuiet(t)
+		})
+	}
+}

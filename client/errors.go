@@ -31,7 +31,8 @@ func (e *OptionError) Error() string { return "client: " + e.Field + " " + e.Rea
 //
 // errors.Is and errors.As see through it, to errors of [Options.Prepare] and of the
 // network. Its text is one line without secrets: of the URL it has no query and no user
-// information. Err is without the URL, too, but otherwise what others have written.
+// information. With the Status stands the beginning of what the server says, if that is plain
+// text. Err is without the URL, too, but otherwise what others have written.
 type DialError struct {
 	URL     string        // scheme, host and path that were dialled
 	Attempt int           // as in [Dial]
@@ -41,7 +42,9 @@ type DialError struct {
 	Err     error
 
 	text       string
+	answer     string        // the beginning of what the server said, fit for a line
 	retryAfter time.Duration // what the server asked for; 0 = nothing
+	everUp     bool          // there was a session before
 	refreshed  bool          // the attempt had credentials made with Dial.Refresh
 	ours       bool          // it failed before the server was asked
 }
@@ -61,7 +64,11 @@ func (e *DialError) Error() string {
 func (e *DialError) reason() string {
 	switch {
 	case e.Status != 0 && e.Status != http.StatusSwitchingProtocols && !errors.Is(e.Err, errRedirect):
-		return strings.TrimSpace("the server answered " + strconv.Itoa(e.Status) + " " + http.StatusText(e.Status))
+		text := strings.TrimSpace("the server answered " + strconv.Itoa(e.Status) + " " + http.StatusText(e.Status))
+		if e.answer != "" {
+			text += ": " + e.answer
+		}
+		return text
 	case e.text != "":
 		return e.text
 	}
@@ -136,16 +143,22 @@ func describe(err error, secrets ...string) string {
 		quoted := strconv.Quote(ue.URL)
 		text = strings.ReplaceAll(text, quoted[1:len(quoted)-1], redact(ue.URL))
 	}
-	for _, s := range secrets {
-		if len(s) >= 4 { // what is shorter is no secret, and is found in the midst of words
-			text = strings.ReplaceAll(text, s, "…")
-		}
-	}
+	text = hide(text, secrets)
 	var ce websocket.CloseError
 	if errors.As(err, &ce) && len(ce.Reason) > maxReason {
 		text = strings.ReplaceAll(text, fmt.Sprintf("%q", ce.Reason), `"`+printable(ce.Reason, maxReason)+`"`)
 	}
 	return printable(strings.TrimPrefix(text, "client: "), maxText)
+}
+
+// hide returns text without the secrets.
+func hide(text string, secrets []string) string {
+	for _, s := range secrets {
+		if len(s) >= 4 { // what is shorter is no secret, and is found in the midst of words
+			text = strings.ReplaceAll(text, s, "…")
+		}
+	}
+	return text
 }
 
 // printable returns s, cut at n bytes, with everything escaped that could leave its line

@@ -31,7 +31,7 @@ type Options struct {
 	// all tried, in random order, before there is a wait; after a connection is lost the
 	// other servers are tried before the one that it was lost to. (The first dial after a
 	// loss is delayed all the same: a server's clients should not fall upon its
-	// neighbours at once.)
+	// neighbours at once.) One that answers with a final status is left out, see [Final].
 	URLs []string
 
 	// Prepare, if not nil, is called before every dial, and may change the URL, the headers

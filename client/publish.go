@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -280,7 +281,7 @@ func (c *Client) Send(ctx context.Context, topic string, m Message) (*Pending, e
 	case !named:
 		m.ID = c.prefix + strconv.FormatUint(c.lastID.Add(1), 36)
 	}
-	if err := cmpErr(checkTopic(topic), checkName("ID", m.ID, maxID), checkName("Key", m.Key, maxKey)); err != nil {
+	if err := cmp.Or(checkTopic(topic), checkName("ID", m.ID, maxID), checkName("Key", m.Key, maxKey)); err != nil {
 		return nil, err
 	}
 	f := wire.Frame{Type: wire.Publish, Topic: topic, ID: m.ID, Key: m.Key, Payload: wire.Fit(wire.None, m.Data)}
@@ -301,10 +302,15 @@ func (c *Client) Send(ctx context.Context, topic string, m Message) (*Pending, e
 	case Reject:
 		return nil, ErrQueueFull
 	case DropOldest:
-		for !c.fits(p) {
-			if len(c.waiting) == 0 {
+		drop, n, size := 0, c.n, c.bytes+len(p.frame)
+		for ; n >= c.opts.QueueMessages || size > c.opts.QueueBytes; drop++ {
+			if drop == len(c.waiting) { // none is dropped in vain
 				return nil, ErrQueueFull
 			}
+			n--
+			size -= len(c.waiting[drop].frame)
+		}
+		for range drop {
 			oldest := c.waiting[0]
 			c.takeOut(oldest)
 			c.finish(oldest, Receipt{}, ErrDropped)
@@ -331,15 +337,6 @@ func (c *Client) Send(ctx context.Context, topic string, m Message) (*Pending, e
 	c.blocked = slices.DeleteFunc(c.blocked, func(other *blocked) bool { return other == b })
 	c.admit() // who stood behind may fit
 	return nil, context.Cause(ctx)
-}
-
-func cmpErr(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // blocked is somebody who waits for room in the queue.

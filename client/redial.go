@@ -6,6 +6,7 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ type redial struct {
 	monitor *heartbeat.Monitor // nil without heartbeat
 
 	endpoints []*endpoint
+	out       []*endpoint // those whose answer was final, until there has been a session
 	round     []*endpoint // those to be tried before the next wait
 	pace      backoff.Loop
 
@@ -114,11 +116,15 @@ func (r *redial) failed(ctx context.Context, e *endpoint, err *DialError) time.T
 	nudged := errors.Is(err.Err, errNudged) || errors.Is(err.Err, errWoke)
 	verdict := Retry
 	if !nudged {
+		err.everUp = r.everUp
 		verdict = r.Decide(err)
 	}
 	switch {
 	case verdict == Refresh && r.Prepare != nil && !err.refreshed:
 		r.refresh = true
+	case verdict == Final && err.Status != 0 && len(r.endpoints) > 1:
+		r.endpoints = slices.DeleteFunc(r.endpoints, func(other *endpoint) bool { return other == e })
+		r.out = append(r.out, e)
 	case verdict != Retry:
 		err.Final = true
 		r.log(ctx, slog.LevelError, "websocket: dial failed for good",
@@ -198,6 +204,7 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 	done = true
 	if !s.since.IsZero() {
 		r.attempt = 0
+		r.endpoints, r.out = append(r.endpoints, r.out...), nil
 	}
 	if !goOn || ctx.Err() != nil {
 		cause := context.Cause(ctx)
@@ -232,7 +239,13 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 	if stable {
 		r.failures = 0
 	}
-	at := now.Add(r.down(s.hint))
+	wait := r.down(s.hint)
+	if verdict == Refresh && stable && s.hint == 0 {
+		// The server lives, and no other is about to be fallen upon by all its clients, which
+		// is what First is for.
+		wait = r.Backoff.Delay(0)
+	}
+	at := now.Add(wait)
 	r.newRound(e)
 	if err == errNudged {
 		at = r.sooner(now, nudgeSpread)

@@ -540,3 +540,125 @@ func TestRandomActions(t *testing.T) {
 		})
 	}
 }
+
+// A deploy, in which the proxy knows no server for a moment and answers 404, ended clients
+// for good.
+func TestA404IsNoEndOnceThereWasASession(t *testing.T) {
+	for _, status := range []int{404, 410, 421} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, func(n int, w http.ResponseWriter, req *http.Request) {
+				switch n {
+				case 1:
+					hold(time.Hour)(n, w, req)
+				case 2, 3, 4:
+					answer(status)(n, w, req)
+				default:
+					answer(400)(n, w, req)
+				}
+			})
+			sessions, errs := loop(t.Context(), "ws://server.test", r.options())
+			var last *DialError
+			if sessions != 1 || len(errs) != 4 || !errors.As(errs[3], &last) || last.Status != 400 || !last.Final {
+				t.Errorf("%d: %d sessions, %v", status, sessions, errs)
+			}
+		})
+	}
+}
+
+// One server of two that answered 404, or with another refusal, ended clients that the other
+// would have taken.
+func TestAServerThatRefusesForGoodIsLeftOut(t *testing.T) {
+	for range 5 { // the order of servers is random
+		synctest.Test(t, func(t *testing.T) {
+			down := false
+			r := newRig(t, func(n int, w http.ResponseWriter, req *http.Request) {
+				switch {
+				case req.Host == "bad.test":
+					answer(400)(n, w, req)
+				case down:
+					answer(503)(n, w, req)
+				default:
+					hold(time.Hour)(n, w, req)
+				}
+			})
+			asked := func(host string) (n int) {
+				for _, a := range r.requests() {
+					if a.host == host {
+						n++
+					}
+				}
+				return n
+			}
+			o := r.options()
+			o.URLs = []string{"ws://bad.test"}
+			sessions := 0
+			var last error
+			for s, err := range Sessions(t.Context(), "ws://good.test", o) {
+				if last = err; s == nil {
+					if asked("good.test") == 20 {
+						break
+					}
+					continue
+				}
+				read(s)
+				if sessions++; sessions == 3 {
+					down = true
+				}
+			}
+			// Once before the first session or none, and once after each: it may have got better.
+			if n := asked("bad.test"); sessions != 3 || n < 2 || n > 4 || asked("good.test") != 20 {
+				t.Errorf("%d sessions, %d times of %d in vain; %v", sessions, n, len(r.requests()), last)
+			}
+		})
+	}
+	// Those that are left may refuse as well.
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, answer(404))
+		o := r.options()
+		o.URLs = []string{"ws://b.test", "ws://c.test"}
+		_, errs := loop(t.Context(), "ws://a.test", o)
+		var last *DialError
+		if len(errs) != 3 || len(r.requests()) != 3 || !errors.As(errs[2], &last) || !last.Final {
+			t.Errorf("%v", errs)
+		}
+	})
+}
+
+// A token that expires under a connection kept its client away for as long as a server that
+// has restarted does.
+func TestAfterATokenHasExpiredTheClientIsSoonBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ends []time.Time
+		r := newRig(t, func(n int, w http.ResponseWriter, req *http.Request) {
+			accept(func(ctx context.Context, c *websocket.Conn) {
+				switch n {
+				case 1, 2:
+					c.CloseRead(ctx)
+					backoff.Sleep(ctx, time.Duration(n)*time.Minute)
+					ends = append(ends, time.Now())
+					c.Close(4401, "expired")
+				case 3: // the new token lasts for a moment
+					ends = append(ends, time.Now())
+					c.Close(4000, "")
+				default:
+					ends = append(ends, time.Now())
+					c.Close(4403, "enough")
+				}
+			})(n, w, req)
+		})
+		o := r.options()
+		o.Prepare = func(_ context.Context, d *Dial) error { return nil }
+		o.Backoff.Rand = longest
+		loop(t.Context(), "ws://server.test", o)
+		got := r.requests()
+		if len(got) != 4 {
+			t.Fatalf("%d requests", len(got))
+		}
+		for i := range 3 {
+			away := got[i+1].at.Sub(ends[i])
+			if soon := away < backoff.DefaultBase+100*time.Millisecond; soon != (i < 2) {
+				t.Errorf("away for %v after session %d", away, i+1)
+			}
+		}
+	})
+}

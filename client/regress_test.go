@@ -1,9 +1,15 @@
 package client_test
 
 import (
+	"fmt"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/internal/wire"
@@ -59,6 +65,114 @@ func TestAMessageThatIsSentAgainIsWhatItWas(t *testing.T) {
 		c := g.client()
 		if got := outcome(send(t, c, "a", data)); got != client.Committed.String() {
 			t.Error(got)
+		}
+	})
+}
+
+// A server could have the client remember any number of topics, of any length, by saying
+// that it was asked too fast for what it was never asked for.
+func TestTooFastForWhatWasNotAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 2000
+		unasked := make(chan bool)
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			p.accept(at(0))
+			f := p.expect(wire.Unsubscribe)
+			tooFast := wire.Frame{Type: wire.Error, Code: wire.TooFast, Topic: f.Topic, Ref: f.Ref, Retry: 1}
+			p.send(tooFast)
+			if again := p.expect(wire.Unsubscribe); again.Topic != "a" || again.Ref == f.Ref {
+				t.Errorf("%s", again.Append(nil))
+			} else {
+				p.send(wire.Frame{Type: wire.Unsubscribed, Topic: "a", Ref: again.Ref})
+			}
+			p.send(tooFast) // nothing of the kind is under way
+			for i := range n {
+				tooFast.Topic, tooFast.Ref = fmt.Sprint(i), 1<<40
+				if i%2 == 0 {
+					tooFast.Ref = 1
+				}
+				p.send(tooFast)
+			}
+			close(unasked)
+			p.hears(time.Minute)
+		})
+		c := g.client()
+		s := subscribe(t, c, "a", nil)
+		if err := s.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		<-unasked
+		time.Sleep(30 * time.Second)
+		if st := c.Stats(); st.Complaints != n/2 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// What a server sent that was no frame was in the log, passwords and all.
+func TestGarbageIsNotInTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var out strings.Builder
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			switch p.n {
+			case 1:
+				p.raw(`{"t":"entries","topic":"a","entries":[{"text":"my password is hunter2"}`)
+			case 2:
+				p.raw(`{"t":"my password is hunter2","my password is hunter2":`)
+			case 3:
+				p.Write(t.Context(), websocket.MessageBinary, []byte("my password is hunter2"))
+			}
+			p.drain()
+		})
+		g.client(func(o *client.Options) {
+			o.Logger = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				return out.Write(b)
+			}), nil))
+		})
+		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		got := out.String()
+		if strings.Contains(got, "password") || !strings.Contains(got, "no frame (text, 71 bytes)") || !strings.Contains(got, "no frame (binary, 22 bytes)") {
+			t.Error(got)
+		}
+	})
+}
+
+type writerFunc func(b []byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// Messages gave way to one for which there was no room even then.
+func TestNoneIsDroppedInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) { p.welcomeWith(wire.Limits{Pending: 1}); p.drain() })
+		c := g.client(func(o *client.Options) { o.Full, o.QueueBytes = client.DropOldest, 2000 })
+		wait(t, c, client.Ready)
+		long := `"` + strings.Repeat("x", 1500) + `"`
+		send(t, c, "a", long) // on its way
+		synctest.Wait()
+		var small []*client.Pending
+		for range 5 {
+			small = append(small, send(t, c, "a", "1"))
+		}
+		if _, err := c.Send(t.Context(), "a", client.Message{Data: []byte(long)}); err != client.ErrQueueFull {
+			t.Error(err)
+		}
+		for i, p := range small {
+			if p.Progress() != client.Waiting {
+				t.Errorf("message %d is %v", i, p.Progress())
+			}
+		}
+		send(t, c, "a", `"`+strings.Repeat("x", 200)+`"`) // for which some are enough
+		if small[0].Progress() != client.Failed || small[4].Progress() != client.Waiting {
+			t.Error(small[0].Progress(), small[4].Progress())
 		}
 	})
 }

@@ -22,7 +22,10 @@ type SubscribeOptions struct {
 	// negative means none. The server may give fewer.
 	Last int
 
-	// Floor is a position up to which nothing is wanted. The zero Position means none.
+	// Floor is a position up to which nothing is wanted: with Last there are fewer messages
+	// then, and a From before it is answered with a Reset whose reason is "floor". If the
+	// server has a floor of its own for the user, that counts instead. The zero Position
+	// means none.
 	Floor replay.Position
 }
 
@@ -537,8 +540,25 @@ func (c *Client) onEphemeral(f *wire.Frame) {
 	}
 }
 
+// maxLeft bounds Client.left. Beyond it, an unsubscribe that is refused is written again
+// only when something comes that is not wanted.
+const maxLeft = 1024
+
+// leftBy reports whether a frame answers an unsubscribe, which is forgotten then. The lock
+// is held.
+func (c *Client) leftBy(f *wire.Frame) bool {
+	if ref, ok := c.left[f.Topic]; !ok || ref != f.Ref {
+		return false
+	}
+	delete(c.left, f.Topic)
+	return true
+}
+
 // onUnsubscribed is what an unsubscribed frame does. The lock is held.
 func (c *Client) onUnsubscribed(f *wire.Frame) {
+	if c.leftBy(f) {
+		return
+	}
 	s := c.subs[f.Topic]
 	if s == nil || s.ref == 0 || f.Ref != 0 && f.Ref != s.ref {
 		return // the answer to an unsubscribe
@@ -560,9 +580,11 @@ func (c *Client) onError(f *wire.Frame) (complaint bool) {
 		c.ephemeral, c.ephemeralBytes = nil, 0
 	}
 	if f.Ref != 0 {
-		if s := c.subs[f.Topic]; f.Code == wire.TooFast && f.Topic != "" && (s == nil || s.phase == paused) {
-			c.leaving[f.Topic] = struct{}{} // the unsubscribe was refused
-			c.wakeWriter()
+		if c.leftBy(f) {
+			if s := c.subs[f.Topic]; f.Code == wire.TooFast && (s == nil || s.phase == paused) {
+				c.leaving[f.Topic] = struct{}{}
+				c.wakeWriter()
+			}
 			return false
 		}
 		for _, s := range c.subs {

@@ -38,7 +38,8 @@ type conn struct {
 	id    string
 	user  string   // set by greet; guarded by Gateway.mu until then
 	known bool     // user is set; guarded by Gateway.mu
-	gone  []string // users that were disconnected before; guarded by Gateway.mu
+	asked bool     // Authorize was asked who that is; guarded by Gateway.mu
+	gone  []string // users that were disconnected since; guarded by Gateway.mu
 	value any
 
 	frames, publishes bucket // the reader's
@@ -46,18 +47,19 @@ type conn struct {
 	dead    atomic.Bool // nothing can be written any more
 	greeted bool        // Connected was called
 
-	mu      sync.Mutex // guards all below; nothing that waits is done under it
-	writing bool       // somebody is the writer
-	out     []byte     // frames to be written
-	ready   []*sub     // subscriptions that have something to be read, with the writer's turn to come
-	subs    []*sub
-	pubs    []publish // to be carried out, the first of which is under way
-	pending int       // bytes in pubs
-	expires time.Time
-	renewal *renewal // under way
-	closing int      // close code, which is sent once out is written
-	reason  string   // sent with it
-	ended   bool     // nobody reads any more
+	mu       sync.Mutex // guards all below; nothing that waits is done under it
+	writing  bool       // somebody is the writer
+	out      []byte     // frames to be written
+	ready    []*sub     // subscriptions that have something to be read, with the writer's turn to come
+	subs     []*sub
+	pubs     []publish // to be carried out, the first of which is under way
+	pending  int       // bytes in pubs
+	expires  time.Time
+	renewal  *renewal    // under way
+	closing  int         // close code, which is sent once out is written
+	reason   string      // sent with it
+	patience *time.Timer // kills a connection whose end takes too long
+	ended    bool        // nobody reads any more
 }
 
 // maxOut is how many bytes of answers may wait to be written. Rates and timeouts keep
@@ -115,7 +117,7 @@ func (c *conn) greet(r *http.Request) error {
 		if isTimeout(err) {
 			c.end(wire.CloseHelloTimeout, "no hello in time", nil)
 		}
-		return fmt.Errorf("no hello: %w", err)
+		return fmt.Errorf("gateway: no hello: %w", err)
 	}
 	c.deadline(time.Time{})
 	var f wire.Frame
@@ -136,6 +138,9 @@ func (c *conn) greet(r *http.Request) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer context.AfterFunc(g.ctx, cancel)()
 	defer cancel()
+	g.mu.Lock()
+	c.asked = true
+	g.mu.Unlock()
 	grant, err := g.ask(ctx, Access{Action: Connect, Request: r, Token: token})
 	if err != nil {
 		code, message := refusal(err)
@@ -150,8 +155,11 @@ func (c *conn) greet(r *http.Request) error {
 	}
 	if status, why := g.enterUser(c, grant.User); status != 0 {
 		code := wire.Forbidden
-		if status == wire.CloseUnauthorized {
+		switch status {
+		case wire.CloseUnauthorized:
 			code = wire.Unauthenticated
+		case wire.CloseTryLater:
+			code = wire.Unavailable
 		}
 		return c.refuse(status, code, "", why)
 	}
@@ -170,8 +178,9 @@ func (c *conn) greet(r *http.Request) error {
 		Beat: hb.Interval.Milliseconds(), Timeout: hb.Timeout.Milliseconds(),
 		Limits: wire.Limits{Message: l.Message, Topics: max(0, l.Topics), Pending: max(0, l.Pending), History: max(0, l.History)},
 	}
-	c.send(&welcome)
-	if c.dead.Load() {
+	welcomed := false
+	c.enqueue(&welcome, 0, "", func() bool { welcomed = true; return true }, true)
+	if !welcomed || c.dead.Load() { // it may have been told to go instead
 		return errGone
 	}
 	if err := c.peer.Watch(watched); err != nil {
@@ -182,8 +191,11 @@ func (c *conn) greet(r *http.Request) error {
 	return nil
 }
 
-// errRefused is why a connection ends that was told why.
-var errRefused = errors.New("refused")
+// Why connections end: whose client was told why, and whose client has left.
+var (
+	errRefused = errors.New("gateway: refused")
+	errGone    = errors.New("gateway: gone")
+)
 
 // refuse answers with an error and a close frame, on the goroutine that reads, which
 // then ends.
@@ -225,7 +237,7 @@ func putBuffer(b *bytes.Buffer) {
 
 // loop reads until the connection ends.
 func (c *conn) loop() {
-	err := errors.New("panic")
+	err := errors.New("gateway: panic")
 	defer func() {
 		if p := recover(); p != nil {
 			c.g.log.Error("panic in a connection", "conn", c.id, "panic", clean(fmt.Sprint(p)))
@@ -243,7 +255,7 @@ func (c *conn) loop() {
 func (c *conn) read() error {
 	typ, reader, err := c.ws.Reader(context.Background())
 	if err != nil {
-		return err
+		return fmt.Errorf("gateway: %w", err)
 	}
 	c.deadline(time.Now().Add(c.g.opts.Limits.Incoming))
 	buf := buffers.Get().(*bytes.Buffer)
@@ -253,7 +265,7 @@ func (c *conn) read() error {
 		if isTimeout(err) {
 			c.end(wire.CloseHelloTimeout, "the message did not end in time", nil)
 		}
-		return err
+		return fmt.Errorf("gateway: %w", err)
 	}
 	c.deadline(time.Time{})
 	f := decoded.Get().(*wire.Frame)
@@ -278,7 +290,7 @@ func (c *conn) frame(typ websocket.MessageType, b []byte, f *wire.Frame) error {
 	rate := g.opts.Limits.Frames
 	if level := c.frames.take(rate); level < 0 {
 		g.count.tooFast.Add(1)
-		if level <= float64(-4*rate) {
+		if level <= -4*float64(rate) {
 			return c.refuse(wire.CloseTooFast, wire.TooFast, "", "far too many frames")
 		}
 		// It is looked at, to answer what needs an answer, but not carried out.
@@ -451,7 +463,7 @@ func (c *conn) publisher() {
 		asked := false
 		next := func() bool {
 			asked = true
-			if len(c.pubs) > 0 { // finish empties it
+			if len(c.pubs) > 0 {
 				c.pending -= len(p.m.Data)
 				c.pubs[0] = publish{}
 				c.pubs = c.pubs[1:]
@@ -462,7 +474,7 @@ func (c *conn) publisher() {
 			return true
 		}
 		if answer != nil {
-			c.sendIf(answer, next)
+			c.enqueue(answer, 0, "", next, true)
 		}
 		if !asked {
 			c.mu.Lock()
@@ -470,6 +482,17 @@ func (c *conn) publisher() {
 			c.mu.Unlock()
 		}
 	}
+}
+
+// forget gives up the publishes that have not begun. The lock is held.
+func (c *conn) forget() {
+	for i := range c.pubs {
+		if i > 0 { // the first is under way
+			c.pending -= len(c.pubs[i].m.Data)
+			c.pubs[i] = publish{}
+		}
+	}
+	c.pubs = c.pubs[:min(len(c.pubs), 1)]
 }
 
 // publishTimeout bounds a publish. A client that hears nothing asks again.
@@ -484,6 +507,12 @@ func (c *conn) carryOut(p publish) (answer *wire.Frame) {
 			return &wire.Frame{Type: wire.Error, Code: code, Message: message, Topic: p.topic}
 		}
 		return g.nack(p.m.ID, wire.NotStored, code, "", message, 0)
+	}
+	c.mu.Lock()
+	over := c.closing != 0
+	c.mu.Unlock()
+	if over { // what Authorize has allowed may be allowed no longer
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, publishTimeout)
 	defer cancel()
@@ -602,9 +631,8 @@ func (c *conn) finish(err error) {
 	c.ended = true
 	subs, closing := c.subs, c.closing
 	c.subs, c.ready = nil, nil
-	if len(c.pubs) > 1 {
-		c.pubs = c.pubs[:1] // what is under way
-	}
+	c.forget()
+	c.calm()
 	c.mu.Unlock()
 	for _, s := range subs {
 		s.close()
@@ -621,14 +649,16 @@ func (c *conn) finish(err error) {
 	}
 	g.remove(c)
 	if v, ok := c.verdict(); ok {
-		err = fmt.Errorf("found dead: %s", v.Reason)
+		err = fmt.Errorf("gateway: found dead: %s", v.Reason)
 	} else if closing != 0 {
-		err = fmt.Errorf("closed with %d: %s", closing, c.reason)
+		err = fmt.Errorf("gateway: closed by the server: %w", websocket.CloseError{Code: websocket.StatusCode(closing), Reason: c.reason})
 	}
-	if c.greeted {
-		g.log.Debug("disconnected", "conn", c.id, "error", clean(fmt.Sprint(err)))
-		g.trace.Disconnected(c.info(), err)
+	if !c.greeted {
+		g.log.Debug("not welcomed", "conn", c.id, "error", clean(fmt.Sprint(err)))
+		return
 	}
+	g.log.Debug("disconnected", "conn", c.id, "error", clean(fmt.Sprint(err)))
+	g.trace.Disconnected(c.info(), err)
 }
 
 func (c *conn) verdict() (heartbeat.Verdict, bool) {

@@ -53,7 +53,8 @@
 //
 // A client that reads slowly is a position in a log that all share: it has no queue
 // here, costs no memory, and nobody waits for it. Once the network takes nothing more
-// from it for the time of [Limits.Write], its connection is dropped; it may resume.
+// from it for the time of [Limits.Write], its connection is dropped; it may resume. One
+// that is logged out, expired or drained has that time for all that is left.
 // One that reads on, but has fallen behind what is kept, gets a reset; or if Options.Lag
 // says so, the newest message of each key.
 //

@@ -50,15 +50,12 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	}
 	rest := max(window-over, 100*time.Millisecond)
 	start := time.Now()
-	var told sync.WaitGroup
 	for i, c := range conns {
 		due := start.Add(time.Duration(float64(over) * float64(i) / float64(len(conns))))
 		if wait := time.Until(due); wait > 0 {
 			backoff.Sleep(ctx, wait) // and if that is over, all the others now
 		}
-		told.Go(func() { // which may have to wait for a slow connection
-			c.end(wire.CloseRestart, "drain", &wire.Frame{Type: wire.Goodbye, Reason: "drain", Window: rest.Milliseconds()})
-		})
+		c.dismiss(wire.CloseRestart, "drain", &wire.Frame{Type: wire.Goodbye, Reason: "drain", Window: rest.Milliseconds()})
 	}
 	var err error
 	select {
@@ -75,7 +72,6 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 		g.cancel() // whoever waits for Authorize
 		<-g.drained
 	}
-	told.Wait()
 	g.cancel()
 	g.pool.stop()
 	g.wg.Wait()
@@ -102,9 +98,7 @@ func (g *Gateway) janitor() {
 			}
 			c.mu.Unlock()
 			if expired {
-				wg.Go(func() {
-					c.end(wire.CloseUnauthorized, "expired", &wire.Frame{Type: wire.Error, Code: wire.Unauthenticated, Message: "the credentials have expired"})
-				})
+				c.dismiss(wire.CloseUnauthorized, "expired", &wire.Frame{Type: wire.Error, Code: wire.Unauthenticated, Message: "the credentials have expired"})
 			}
 		}
 		// Authorize may take long. What expires does not wait for that.
@@ -171,7 +165,7 @@ func (g *Gateway) Recheck(ctx context.Context, user string) error {
 		c.mu.Lock()
 		subs := slices.Clone(c.subs)
 		c.mu.Unlock()
-		wg.Go(func() { // one that is slow to be told does not hold up the others
+		wg.Go(func() { // Authorize may be slow
 			for _, s := range subs {
 				// Also one that waits: it was asked for with the old permissions.
 				if err := s.recheck(ctx); err != nil {

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
@@ -166,10 +165,11 @@ func (g *Gateway) guardCallbacks() {
 // ServeHTTP makes a WebSocket of a request and serves its client. It returns after the
 // client's hello was answered; the connection lives on.
 //
-// What cannot be is refused with a status and a text: 400 without the subprotocol, 403
-// for a page of another origin, 426 for what is no WebSocket handshake, 501 behind
-// middleware whose writers have no Unwrap, 505 over HTTP/2, and 503 with Retry-After
-// while there is no room, or the server shuts down.
+// What cannot be is refused with a status and a text: 400 without the subprotocol or with
+// headers of a handshake that are wrong, 403 for a page of another origin, 405 for another
+// method than GET, 426 for what is no WebSocket handshake, 501 behind middleware whose
+// writers have no Unwrap, 505 over HTTP/2, and 503 with Retry-After while there is no room,
+// or the server shuts down.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refuse := func(status int, why string) {
 		g.count.refused.Add(1)
@@ -185,8 +185,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusUpgradeRequired, "This is for WebSockets.")
 		return
 	case !g.allowed(r):
-		g.log.Info("page of another origin refused", "origin", clean(r.Header.Get("Origin")), "host", clean(r.Host))
-		refuse(http.StatusForbidden, "Pages of this origin may not connect.")
+		hint := ""
+		if onlyScheme(r) {
+			hint = " It differs from the server's own in the scheme alone: a proxy that ends TLS has to set X-Forwarded-Proto, or the origin has to be listed."
+		}
+		g.log.Info("page of another origin refused", "origin", clean(r.Header.Get("Origin")), "host", clean(r.Host), "hint", strings.TrimSpace(hint))
+		refuse(http.StatusForbidden, "Pages of this origin may not connect."+hint)
 		return
 	case !hasToken(r.Header, "Sec-WebSocket-Protocol", wire.Subprotocol):
 		refuse(http.StatusBadRequest, "The client has to ask for the subprotocol "+wire.Subprotocol+".")
@@ -206,7 +210,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer g.wg.Done() // the place that enter took
 	defer func() {
 		if p := recover(); p != nil {
-			c.finish(fmt.Errorf("panic: %v", p))
+			c.finish(fmt.Errorf("gateway: panic: %v", p))
 			panic(p)
 		}
 	}()
@@ -241,10 +245,13 @@ func (g *Gateway) enter(c *conn) (wait time.Duration) {
 func (g *Gateway) enterUser(c *conn, user string) (status int, why string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	gone := slices.Contains(c.gone, user)
+	gone := c.gone
 	c.gone = nil
-	if gone {
+	if slices.Contains(gone, user) {
 		return wire.CloseUnauthorized, "logged out"
+	}
+	if len(gone) > maxGone { // not all of them were noted
+		return wire.CloseTryLater, "too many were logged out meanwhile; try again"
 	}
 	if l := g.opts.Limits.PerUser; user != "" && l >= 0 && g.users[user] >= l {
 		return wire.CloseTooManyOfUser, "too many connections of this user"
@@ -255,6 +262,9 @@ func (g *Gateway) enterUser(c *conn, user string) (status int, why string) {
 	c.user, c.known = user, true
 	return 0, ""
 }
+
+// maxGone bounds conn.gone.
+const maxGone = 64
 
 // remove undoes enter and enterUser.
 func (g *Gateway) remove(c *conn) {
@@ -288,21 +298,21 @@ func (g *Gateway) list(user string, all bool) (conns []*conn) {
 
 // Disconnect ends all connections of a user here, as a logout does, and returns how
 // many there were. The clients are told that their credentials no longer count: they
-// come back only with new ones.
+// come back only with new ones. It does not wait for them. What they have sent and is
+// not under way is not carried out.
 func (g *Gateway) Disconnect(user string) int {
 	g.mu.Lock()
 	for c := range g.conns {
-		if !c.known { // Authorize may just have said that this is the user, who still was logged in then
+		// Authorize may just have said that this is the user, who still was logged in then.
+		if c.asked && !c.known && len(c.gone) <= maxGone {
 			c.gone = append(c.gone, user)
 		}
 	}
 	g.mu.Unlock()
 	conns := g.list(user, false)
-	var wg sync.WaitGroup
 	for _, c := range conns {
-		wg.Go(func() { c.end(wire.CloseUnauthorized, "logged out", nil) }) // which may have to wait for a slow one
+		c.dismiss(wire.CloseUnauthorized, "logged out", nil)
 	}
-	wg.Wait()
 	return len(conns)
 }
 
@@ -342,9 +352,6 @@ func clean(s string) string {
 	s = strconv.QuoteToASCII(s)
 	return s[1 : len(s)-1]
 }
-
-// errGone is why a connection ends whose client has left.
-var errGone = errors.New("gone")
 
 // A Stats is a snapshot of a gateway. Counts are since it was made, but for the first
 // group.
@@ -397,7 +404,8 @@ func (g *Gateway) Stats() Stats {
 type Trace struct {
 	// Connected: a client was welcomed.
 	Connected func(Info)
-	// Disconnected: its connection has ended; err says why.
+	// Disconnected: its connection has ended; err says why. [websocket.CloseStatus] of it is
+	// the close code, if there was one; the text says whose.
 	Disconnected func(c Info, err error)
 	// Subscribed: a subscription was made, on a new place or resumed.
 	Subscribed func(c Info, topic string, resumed bool)

@@ -103,7 +103,7 @@ type Limits struct {
 
 	Hello     time.Duration // from the handshake to the hello: 10 s
 	Incoming  time.Duration // from the first to the last byte of a message: 10 s
-	Write     time.Duration // without any progress of a write, or a quarter longer; over TLS for 32 KiB: 10 s
+	Write     time.Duration // without any progress of a write, or a quarter longer; over TLS for 32 KiB; for all that is left once a connection is to end: 10 s
 	Authorize time.Duration // for an answer of Authorize: 10 s
 }
 
@@ -188,7 +188,7 @@ func (b *bucket) take(rate int) (level float64) {
 	if rate < 0 {
 		return 0
 	}
-	burst := float64(4 * rate)
+	burst := 4 * float64(rate)
 	now := time.Now()
 	if b.at.IsZero() {
 		b.level = burst

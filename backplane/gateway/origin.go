@@ -93,20 +93,7 @@ func (g *Gateway) allowed(r *http.Request) bool {
 	if err != nil {
 		return false
 	}
-	own := origin{scheme: "http"}
-	// A page cannot set this header, so it cannot lie with it.
-	if proto := r.Header.Get("X-Forwarded-Proto"); proto != "" {
-		proto, _, _ = strings.Cut(proto, ",")
-		own.scheme = strings.ToLower(strings.TrimSpace(proto))
-		switch own.scheme {
-		case "wss":
-			own.scheme = "https"
-		case "ws":
-			own.scheme = "http"
-		}
-	} else if r.TLS != nil {
-		own.scheme = "https"
-	}
+	own := origin{scheme: ownScheme(r)}
 	own.host = canonicalHost(own.scheme, r.Host)
 	if from.host != "" && own.matches(from) {
 		return true
@@ -117,4 +104,34 @@ func (g *Gateway) allowed(r *http.Request) bool {
 		}
 	}
 	return false
+}
+
+// ownScheme returns the scheme of pages of the server's own, as the request says it.
+func ownScheme(r *http.Request) string {
+	// A page cannot set this header, so it cannot lie with it.
+	if proto := r.Header.Get("X-Forwarded-Proto"); proto != "" {
+		proto, _, _ = strings.Cut(proto, ",")
+		switch proto = strings.ToLower(strings.TrimSpace(proto)); proto {
+		case "wss":
+			return "https"
+		case "ws":
+			return "http"
+		}
+		return proto
+	}
+	if r.TLS != nil {
+		return "https"
+	}
+	return "http"
+}
+
+// onlyScheme reports whether it is the scheme alone that keeps the origin of a request that
+// is not allowed from being the server's own.
+func onlyScheme(r *http.Request) bool {
+	header := r.Header["Origin"]
+	if len(header) != 1 {
+		return false
+	}
+	from, err := parseOrigin(header[0], false)
+	return err == nil && from.host != "" && from.scheme != ownScheme(r) && from.host == canonicalHost(from.scheme, r.Host)
 }

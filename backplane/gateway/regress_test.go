@@ -3,6 +3,10 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -10,7 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/holdfast-ws/holdfast/backplane"
+	"github.com/holdfast-ws/holdfast/internal/memnet"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 	"github.com/holdfast-ws/holdfast/replay"
 )
@@ -295,6 +302,359 @@ func TestAShutdownThatHasAllTheTime(t *testing.T) {
 		}
 		if d := time.Since(begin); d < 8*time.Second {
 			t.Errorf("all were told within %v", d)
+		}
+	})
+}
+
+// Who took a byte now and then was never slow: it stayed for a day after it was logged out,
+// after its token had expired, and a Shutdown that had all the time waited for it.
+func TestWhoReadsByteByByteDoesNotStay(t *testing.T) {
+	for name, end := range map[string]func(r *rig){
+		"Disconnect": func(r *rig) { r.gw.Disconnect("eve") },
+		"Expires":    func(*rig) {}, // it is over by itself
+		"Shutdown": func(r *rig) {
+			if err := r.gw.Shutdown(context.Background()); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := startWith(t, setup{net: memnet.Settings{Buffer: 4096}, Options: Options{
+					Authorize: func(_ context.Context, a Access) (Grant, error) {
+						grant := Grant{User: a.Token}
+						if name == "Expires" {
+							grant.Expires = time.Now().Add(5 * time.Second)
+						}
+						return grant, nil
+					}}})
+				s := r.welcome("eve")
+				s.ask(`{"t":"subscribe","topic":"a"}`, wire.Subscribed)
+				go func() {
+					for b := make([]byte, 1); ; time.Sleep(2 * time.Second) {
+						if _, err := s.conn.Read(b); err != nil {
+							return
+						}
+					}
+				}()
+				r.publish("a", `"`+strings.Repeat("x", 100_000)+`"`)
+				time.Sleep(5 * time.Second)
+				if st := r.gw.Stats(); st.Connections != 1 {
+					t.Errorf("%+v", st)
+				}
+				end(r)
+				time.Sleep(15 * time.Second)
+				if st := r.gw.Stats(); st.Connections != 0 || st.Slow != 1 {
+					t.Errorf("%+v", st)
+				}
+			})
+		})
+	}
+}
+
+// The timer that ends those who do not let themselves be closed has nothing to say of those
+// who do.
+func TestWhoIsClosedInTimeIsNotSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Limits: Limits{Write: 100 * time.Millisecond}}})
+		s := r.welcome("anna") // never answers a close frame
+		r.gw.Disconnect("anna")
+		if end := s.end(); end.code != wire.CloseUnauthorized {
+			t.Error(end)
+		}
+		time.Sleep(time.Minute)
+		if st := r.gw.Stats(); st.Connections != 0 || st.Slow != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// What somebody had queued was published after Disconnect had returned, one after the other.
+func TestDisconnectEndsWhatWaitsToBePublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0 // by one goroutine at a time
+		r := startWith(t, setup{Options: Options{Authorize: func(_ context.Context, a Access) (Grant, error) {
+			if a.Action == Publish {
+				asked++
+				time.Sleep(100 * time.Millisecond)
+			}
+			return Grant{User: a.Token}, nil
+		}}})
+		s := r.welcome("eve")
+		for i := range 40 {
+			s.send(fmt.Sprintf(`{"t":"publish","id":"%d","topic":"a","data":%d}`, i, i))
+		}
+		time.Sleep(250 * time.Millisecond)
+		before := len(r.stored("a"))
+		r.gw.Disconnect("eve") // while it is asked about the third
+		time.Sleep(500 * time.Millisecond)
+		synctest.Wait()
+		if asked != 3 {
+			t.Errorf("Authorize was asked %d times", asked)
+		}
+		if got := r.stored("a"); before != 2 || len(got) != before {
+			t.Errorf("stored before: %d, in the end: %q", before, got)
+		}
+	})
+}
+
+// Whoever called them wrote what they had to say to a client that takes nothing, for as long
+// as that may take.
+func TestDisconnectAndRecheckDoNotWaitForAClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const buffer = 1400
+		g := new(guard)
+		g.set(allowAll)
+		r := startWith(t, setup{net: memnet.Settings{Buffer: buffer}, Options: Options{Authorize: g.authorize}})
+		s := r.welcome("anna")
+		s.ask(`{"t":"subscribe","topic":"a"}`, wire.Subscribed)
+		s.link.Stall(memnet.Down, true)
+		for range buffer / len("\x81\x0c{\"t\":\"pong\"}") { // no room is left, and nobody writes
+			s.send(`{"t":"ping"}`)
+		}
+		time.Sleep(time.Second)
+		g.set(func(context.Context, Access) (Grant, error) { return Grant{}, ErrForbidden })
+		begin := time.Now()
+		if err := r.gw.Recheck(context.Background(), "anna"); err != nil || time.Since(begin) != 0 {
+			t.Errorf("Recheck: %v after %v", err, time.Since(begin))
+		}
+		if st := r.gw.Stats(); st.Subscriptions != 0 || st.Revoked != 1 {
+			t.Errorf("%+v", st)
+		}
+		if n := r.gw.Disconnect("anna"); n != 1 || time.Since(begin) != 0 {
+			t.Errorf("Disconnect: %d after %v", n, time.Since(begin))
+		}
+		s.link.Stall(memnet.Down, false)
+		for f := s.read(); f.Type != wire.Unsubscribed; f = s.read() { // they are told all the same
+		}
+		if end := s.end(); end.code != wire.CloseUnauthorized {
+			t.Error(end)
+		}
+	})
+}
+
+// Connected was called for a client that got a goodbye and no welcome.
+func TestWhoIsSentAwayBeforeTheWelcomeWasNotConnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var traced []string
+		r := startWith(t, setup{Options: Options{
+			Authorize: func(context.Context, Access) (Grant, error) { time.Sleep(3 * time.Second); return Grant{}, nil },
+			Trace: &Trace{
+				Connected:    func(Info) { mu.Lock(); traced = append(traced, "connected"); mu.Unlock() },
+				Disconnected: func(Info, error) { mu.Lock(); traced = append(traced, "disconnected"); mu.Unlock() },
+			},
+		}})
+		s := r.socket()
+		s.send(`{"t":"hello","v":1}`)
+		time.Sleep(time.Second)
+		go r.gw.Shutdown(context.Background())
+		s.expect(wire.Goodbye)
+		s.end()
+		time.Sleep(5 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(traced) > 0 {
+			t.Errorf("%q", traced)
+		}
+	})
+}
+
+// Each Disconnect was noted for each connection that had not said yet whose it is, without a
+// bound; and one before the hello refused credentials that were newer than it.
+func TestLogoutsBeforeSomebodyIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Authorize: func(_ context.Context, a Access) (Grant, error) {
+			time.Sleep(time.Second)
+			return Grant{User: a.Token}, nil
+		}}})
+		noted := func() (n int) {
+			r.gw.mu.Lock()
+			defer r.gw.mu.Unlock()
+			for c := range r.gw.conns {
+				n = max(n, len(c.gone))
+			}
+			return n
+		}
+		early := r.socket()
+		time.Sleep(100 * time.Millisecond)
+		r.gw.Disconnect("anna")
+		if n := noted(); n != 0 {
+			t.Errorf("%d are noted of who was not asked about", n)
+		}
+		early.hello("anna") // with what she got since
+		early.alive()
+		s := r.socket()
+		s.send(`{"t":"hello","v":1,"token":"bert"}`)
+		time.Sleep(100 * time.Millisecond)
+		for i := range 10_000 {
+			r.gw.Disconnect(fmt.Sprint(i))
+		}
+		if n := noted(); n > maxGone+1 {
+			t.Errorf("%d are noted", n)
+		}
+		if f := s.expect(wire.Error); f.Code != wire.Unavailable { // bert might have been among them
+			t.Errorf("%s", f.Append(nil))
+		}
+		if end := s.end(); end.code != wire.CloseTryLater {
+			t.Error(end)
+		}
+	})
+}
+
+// Behind a proxy that ends TLS and does not say so all pages are of another origin. Nobody
+// who saw that knew why.
+func TestAnOriginOfAnotherSchemeIsExplained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(journal)
+		r := startWith(t, setup{Options: Options{Logger: log.logger()}})
+		for origin, explained := range map[string]bool{
+			"https://example.com": true, "https://example.com:443": true, "https://other.example": false, "https://example.com:444": false,
+			"http://other.example": false, "null": false, "x": false,
+		} {
+			log.reset()
+			s := r.dialRaw()
+			s.write([]byte(handshake + "Origin: " + origin + "\r\n\r\n"))
+			resp, err := http.ReadResponse(s.br, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, _ := io.ReadAll(resp.Body)
+			for where, text := range map[string]string{"the answer": string(b), "the log": log.String()} {
+				if resp.StatusCode != 403 || strings.Contains(text, "X-Forwarded-Proto") != explained {
+					t.Errorf("%s: %d, %s: %s", origin, resp.StatusCode, where, text)
+				}
+			}
+			s.conn.Close()
+		}
+	})
+}
+
+// Four times a great rate was negative.
+func TestARateWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Limits: Limits{Frames: math.MaxInt, Publishes: math.MaxInt}}})
+		s := r.welcome("")
+		for i := range 10 {
+			s.ask(fmt.Sprintf(`{"t":"publish","id":"%d","topic":"a","data":1}`, i), wire.Ack)
+		}
+	})
+}
+
+// What Disconnected is told did not say where it comes from, and nobody could tell one end
+// from another but by its text.
+func TestWhatDisconnectedIsTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(*rig, *socket)
+		code websocket.StatusCode
+		text string
+	}{
+		"logout":   {func(r *rig, s *socket) { r.gw.Disconnect("anna") }, wire.CloseUnauthorized, "closed by the server"},
+		"no frame": {func(r *rig, s *socket) { s.send("x") }, wire.CloseBadFrame, "closed by the server"},
+		"left":     {func(r *rig, s *socket) { s.write(masked(final|opClose, []byte{3, 232})) }, websocket.StatusNormalClosure, "received close frame"},
+		"lost":     {func(r *rig, s *socket) { s.conn.Close() }, -1, "EOF"},
+		"dead":     {func(r *rig, s *socket) { s.link.Blackhole(memnet.Both) }, -1, "found dead"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				told := make(chan error, 1)
+				r := startWith(t, setup{Options: Options{Trace: &Trace{Disconnected: func(_ Info, err error) { told <- err }}}})
+				s := r.welcome("anna")
+				c.end(r, s)
+				err := <-told
+				if !strings.HasPrefix(err.Error(), "gateway: ") || !strings.Contains(err.Error(), c.text) || websocket.CloseStatus(err) != c.code {
+					t.Errorf("%v, %d", err, websocket.CloseStatus(err))
+				}
+			})
+		})
+	}
+}
+
+// Who was not let in left no trace in the log.
+func TestARefusedLoginIsInTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(journal)
+		r := startWith(t, setup{Options: Options{Logger: log.logger(), Authorize: func(context.Context, Access) (Grant, error) {
+			return Grant{}, ErrForbidden
+		}}})
+		s := r.socket()
+		s.send(`{"t":"hello","v":1,"token":"a-secret"}`)
+		s.expect(wire.Error)
+		if end := s.end(); end.code != wire.CloseForbidden {
+			t.Error(end)
+		}
+		time.Sleep(5 * time.Second)
+		if got := log.String(); !strings.Contains(got, "not welcomed") || !strings.Contains(got, "4403") || strings.Contains(got, "a-secret") {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
+// A journal is a log that is kept.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(b)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+func (j *journal) reset() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.text.Reset()
+}
+
+func (j *journal) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(j, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// PROTOCOL.md bounded what comes from a server by less than what may come.
+func TestMessagesAreNotLongerThanTheProtocolSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Payload: func(string) Payload { return Text }}})
+		nasty := func(n int) string { return strings.Repeat("\x01", n) } // six bytes of JSON each
+		topic := nasty(backplane.MaxTopic)
+		quoted := strings.Repeat(`\u0001`, backplane.MaxTopic)
+		all := 0
+		for _, m := range []struct {
+			n int
+			backplane.Message
+		}{
+			{256, backplane.Message{Data: []byte(nasty(64))}}, {256, backplane.Message{Data: []byte("x"), Key: nasty(63)}},
+			{2, backplane.Message{Data: []byte(nasty(8 << 10))}}, {2, backplane.Message{Data: []byte(nasty(40 << 10)), Key: nasty(255)}},
+		} {
+			for range m.n {
+				if _, err := r.hub.Publish(context.Background(), topic, m.Message); err != nil {
+					t.Fatal(err)
+				}
+				all++
+			}
+		}
+		s := r.welcome("")
+		s.ask(`{"t":"subscribe","topic":"`+quoted+`","last":1000}`, wire.Subscribed)
+		longest, got := 0, 0
+		for got < all {
+			before := s.bytes
+			f := s.expect(wire.Entries)
+			n := s.bytes - before
+			longest = max(longest, n)
+			got += len(f.Entries)
+			if single := 6*(len(f.Entries[0].Data)) + 4<<10; n > 128<<10 && (len(f.Entries) > 1 || n > single) {
+				t.Errorf("%d messages in %d bytes", len(f.Entries), n)
+			}
+		}
+		if longest < 6*40<<10 {
+			t.Errorf("%d", longest)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"github.com/coder/websocket"
@@ -39,24 +40,32 @@ var budget = replay.Budget{Entries: 256, Bytes: 16 << 10}
 
 // send has a frame written, now or by whoever is writing. It may wait for the network,
 // but not longer than the write timeout.
-func (c *conn) send(f *wire.Frame) { c.enqueue(f, 0, "", nil) }
+func (c *conn) send(f *wire.Frame) { c.enqueue(f, 0, "", nil, true) }
 
-// sendIf is send if what may, with the lock held, says so: in one step with what it does.
-// It is not asked if nothing is sent any more.
-func (c *conn) sendIf(f *wire.Frame, may func() bool) { c.enqueue(f, 0, "", may) }
+// sendIf has a frame written if what may, with the lock held, says so: in one step with
+// what it does. It is not asked if nothing is sent any more. It does not wait for the
+// network.
+func (c *conn) sendIf(f *wire.Frame, may func() bool) { c.enqueue(f, 0, "", may, false) }
 
 // end closes the connection when all that was sent before is written, and f, which may
-// be nil.
-func (c *conn) end(code int, reason string, f *wire.Frame) { c.enqueue(f, code, reason, nil) }
+// be nil. It may wait as send does.
+func (c *conn) end(code int, reason string, f *wire.Frame) { c.enqueue(f, code, reason, nil, true) }
 
-func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() bool) {
+// dismiss is end for those who have others to look after: it does not wait for the network.
+func (c *conn) dismiss(code int, reason string, f *wire.Frame) {
+	c.enqueue(f, code, reason, nil, false)
+}
+
+// enqueue has f written, and then the connection closed if closing is not 0. With wait the
+// caller becomes the writer if there is none, and else a goroutine.
+func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() bool, wait bool) {
 	s := c.g.scratch.Get().(*scratch)
 	defer c.g.putScratch(s)
 	if f != nil {
 		s.text = f.Append(s.text[:0])
 	}
 	c.mu.Lock()
-	if c.dead.Load() || c.closing != 0 || may != nil && !may() {
+	if c.dead.Load() || c.closing != 0 || c.ended && !wait || may != nil && !may() {
 		c.mu.Unlock()
 		return
 	}
@@ -68,16 +77,53 @@ func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() boo
 		closing, reason = wire.CloseSlow, "answers are not read"
 	}
 	if closing != 0 {
-		c.closing, c.reason = closing, reason
-		c.ready = nil
+		c.close(closing, reason)
 	}
 	if c.writing || c.net == nil { // not yet accepted: see there
 		c.mu.Unlock()
 		return
 	}
 	c.writing = true
+	if !wait {
+		c.writer()
+		c.mu.Unlock()
+		return
+	}
 	c.mu.Unlock()
 	c.flush(s, false)
+}
+
+// close has the connection closed as soon as out is written, and sees to it that what is
+// left does not take longer than the write timeout: who takes a byte now and then could
+// else stay for ever. The lock is held.
+func (c *conn) close(code int, reason string) {
+	c.closing, c.reason = code, reason
+	c.ready = nil
+	c.forget()
+	if !c.ended { // else finish would not stop it
+		c.g.wg.Add(1)
+		c.patience = time.AfterFunc(c.g.opts.Limits.Write, func() {
+			defer c.g.wg.Done()
+			c.kill(os.ErrDeadlineExceeded)
+		})
+	}
+}
+
+// calm stops the timer that close has started. The lock is held.
+func (c *conn) calm() {
+	if c.patience != nil && c.patience.Stop() {
+		c.g.wg.Done()
+	}
+}
+
+// writer starts a goroutine that writes what there is. The lock is held, and the connection
+// has not ended, so that nobody can have waited for all goroutines yet.
+func (c *conn) writer() {
+	c.g.wg.Go(func() {
+		s := c.g.scratch.Get().(*scratch)
+		defer c.g.putScratch(s)
+		c.flush(s, true)
+	})
 }
 
 // offer hands over a subscription that has something to be read, and reports whether
@@ -119,6 +165,7 @@ func (c *conn) flush(s *scratch, writer bool) {
 		case c.closing != 0:
 			// Still the writer, and for ever: nothing follows a close frame.
 			code, reason := c.closing, c.reason
+			c.calm() // from here on it is the reader that does not stay
 			c.net.SetReadDeadline(time.Now().Add(lingering))
 			c.mu.Unlock()
 			if _, err := c.net.Write(appendClose(s.buf[:0], code, reason)); err != nil {
@@ -126,12 +173,7 @@ func (c *conn) flush(s *scratch, writer bool) {
 			}
 			return
 		case len(c.ready) > 0 && !writer:
-			// With the lock held nobody can have waited for all goroutines yet.
-			c.g.wg.Go(func() {
-				s := c.g.scratch.Get().(*scratch)
-				defer c.g.putScratch(s)
-				c.flush(s, true)
-			})
+			c.writer()
 			c.mu.Unlock()
 			return
 		case len(c.ready) > 0:

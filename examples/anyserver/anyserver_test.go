@@ -86,7 +86,7 @@ session 1: "tick 1"
 session 1: "tick 2"
 session 1: lost: broken; next soon
 --- the server: is busy, and says so
-client: dial ws://server.test/ticks (attempt 1): the server answered 503 Service Unavailable; next soon
+client: dial ws://server.test/ticks (attempt 1): the server answered 503 Service Unavailable: busy; next soon
 --- the server: will close with 1001, as proxies do when they restart
 dial N: connected
 session 2: "tick 1"
