@@ -239,9 +239,14 @@ func TestTheNodeNamesItselfAndAsksForTheName(t *testing.T) {
 			t.Errorf("token %q: %s, want %s", token, said, want)
 		}
 	}
-	for _, name := range []string{"", " anna", "an\nna", "an\xffna", strings.Repeat("ü", 33)} {
+	for _, name := range []string{"", " anna", "an\nna", "an\xffna", "an\u00a0na", "an\u200bna", "an\ue000na", strings.Repeat("ü", 33)} {
 		if _, resp, err := dial(t, c, name); err == nil || resp == nil || resp.StatusCode != http.StatusBadRequest {
 			t.Errorf("%q is let in: %v", name, err)
+		}
+	}
+	for _, name := range []string{"Jürgen Ω 100%", "שלום", "🫩", "\U0001fae8\U0001fadc", "a\U000e0fffb"} { // the last ones were not assigned yet
+		if !valid(name) {
+			t.Errorf("%q is not let in", name)
 		}
 	}
 	if resp, _ := request(t, c, "GET", "ws?user=anna", nil); resp.StatusCode != http.StatusUpgradeRequired {
@@ -438,6 +443,41 @@ func TestANodeThatCannotBeReachedIsPassedOver(t *testing.T) {
 	}
 }
 
+// What is pressed while all ends does not begin anything any more.
+func TestItEndsWhileButtonsArePressed(t *testing.T) {
+	for range 5 {
+		c, err := start(options{addr: "127.0.0.1:0", nodes: 2, timing: timing{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := make(chan struct{})
+		var pressing, all sync.WaitGroup
+		for _, n := range c.nodes {
+			for _, press := range []func(time.Duration) bool{n.kill, n.drain} {
+				pressing.Add(1)
+				all.Go(func() {
+					press(0)
+					pressing.Done()
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							press(0)
+						}
+					}
+				})
+			}
+		}
+		pressing.Wait()
+		if err := c.close(); err != nil {
+			t.Error(err)
+		}
+		close(stop)
+		all.Wait()
+	}
+}
+
 func TestEndsAreHandedOnBothWays(t *testing.T) {
 	c := newChat(t, 2, quick)
 	ctx := minute(t)
@@ -480,7 +520,7 @@ func TestEndsAreHandedOnBothWays(t *testing.T) {
 func newCheck(t *testing.T) (k *check, out *bytes.Buffer) {
 	out = new(bytes.Buffer)
 	t.Cleanup(func() { t.Logf("\n%s", out) })
-	return &check{clients: 8, duration: 3 * time.Second, settle: time.Minute, seed: 1, out: out, progress: io.Discard}, out
+	return &check{clients: 8, duration: 3 * time.Second, answer: answered, settle: time.Minute, seed: 1, out: out, progress: io.Discard}, out
 }
 
 // totals reads the last row of the table.
@@ -514,8 +554,27 @@ func TestACheckThatIsInterruptedSaysSo(t *testing.T) {
 	k, _ := newCheck(t)
 	ctx, cancel := context.WithCancel(minute(t))
 	k.progress = writer(func(b []byte) (int, error) { cancel(); return len(b), nil }) // when all have joined, and before they talk
-	if err := k.run(ctx, options{nodes: 2, timing: quick}); !errors.Is(err, context.Canceled) {
+	if err := k.run(ctx, options{nodes: 2, timing: quick}); !errors.Is(err, context.Canceled) || !strings.HasPrefix(err.Error(), "interrupted: nothing was judged") {
 		t.Error(err)
+	}
+}
+
+// Who cannot be asked is not accused.
+func TestACheckWhoseBackplaneIsGoneDoesNotJudge(t *testing.T) {
+	t.Parallel()
+	k, out := newCheck(t)
+	k.duration, k.answer, k.kinds = time.Second, time.Second, []string{"lose"}
+	memory := backplane.NewMemory(nil)
+	defer memory.Close()
+	bad := &bad{Memory: memory}
+	k.faulted = func(number int, _ string) { bad.gone.Store(number >= 2) }
+	open := func() (backplane.Backplane, func() error, error) { return bad, func() error { return nil }, nil }
+	err := k.run(minute(t), options{nodes: 2, timing: quick, open: open})
+	if !errors.Is(err, errUnjudged) || !errors.Is(err, backplane.ErrUnavailable) || errors.Is(err, errBroken) {
+		t.Error(err)
+	}
+	if out.Len() > 0 {
+		t.Errorf("it says something all the same: %s", out)
 	}
 }
 
@@ -544,6 +603,7 @@ func TestACheckFindsWhatABackplaneLoses(t *testing.T) {
 	}{
 		{"acknowledged and not stored", func(n int) (bool, bool) { return n%7 != 0, false }, "was not told"},
 		{"stored twice", func(n int) (bool, bool) { return true, n%7 == 0 }, "twice"},
+		{"the end stored twice", nil, `got "the end" twice`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.what, func(t *testing.T) {
@@ -567,15 +627,30 @@ func TestACheckFindsWhatABackplaneLoses(t *testing.T) {
 // A bad backplane acknowledges what it does not store, or stores twice.
 type bad struct {
 	*backplane.Memory
-	bug func(n int) (store, twice bool)
-	n   atomic.Int64
+	bug  func(n int) (store, twice bool)
+	n    atomic.Int64
+	gone atomic.Bool // nobody can reach it
+}
+
+func (b *bad) Read(ctx context.Context, topic string, after replay.Position, max replay.Budget) (backplane.Page, error) {
+	if b.gone.Load() {
+		return backplane.Page{}, backplane.ErrUnavailable
+	}
+	return b.Memory.Read(ctx, topic, after, max)
 }
 
 func (b *bad) Append(ctx context.Context, topic string, m backplane.Message) (backplane.Receipt, error) {
-	if strings.Contains(string(m.Data), end) {
-		return b.Memory.Append(ctx, topic, m) // without it nobody would know when to stop
+	var l line
+	json.Unmarshal(m.Data, &l)
+	store, twice := true, false
+	switch {
+	case b.gone.Load():
+		return backplane.Receipt{Outcome: backplane.NotStored, ID: m.ID}, backplane.ErrUnavailable
+	case l.Text == end || l.Text == over: // without them nobody would know when to stop
+		twice = b.bug == nil && l.Text == end
+	case b.bug != nil:
+		store, twice = b.bug(int(b.n.Add(1)))
 	}
-	store, twice := b.bug(int(b.n.Add(1)))
 	if !store {
 		page, err := b.Read(ctx, topic, replay.Position{}, replay.Budget{})
 		head := page.Head
@@ -641,6 +716,34 @@ func TestWithoutARedisItDoesNotStart(t *testing.T) {
 	}
 	if _, err = start(options{addr: "127.0.0.1:0", nodes: 2, redis: "http://localhost", timing: quick}); err == nil {
 		t.Error("no URL of a Redis, and it starts")
+	}
+	_, err = start(options{addr: "127.0.0.1:0", nodes: 2, redis: "redis://anna:se/cret@localhost:6379", timing: quick})
+	if err == nil || strings.Contains(err.Error(), "se/") || strings.Contains(err.Error(), "cret") {
+		t.Errorf("a password with a slash: %v", err)
+	}
+}
+
+func TestTheCommandLineSaysWhatIsWrong(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                                  "",
+		"-nodes 3 -redis redis://localhost": "",
+		"-check -clients 3 -for 2s -seed 1": "",
+		"-nodes 0":                          "-nodes is 1 to 16",
+		"-nodes 17":                         "-nodes is 1 to 16",
+		"-check -clients 0":                 "-clients is 1 to 200",
+		"-check -for 1ms":                   "-for is 1s or more",
+		"-clients 3":                        "-clients is for -check only",
+		"-seed 3":                           "-seed is for -check only",
+		"-for 3s":                           "-for is for -check only",
+		"-check -addr localhost:1":          "-addr does nothing with -check",
+		"-cheque":                           "-cheque",
+		"check":                             `no "check"`,
+	} {
+		var out strings.Builder
+		_, k, err := parse(strings.Fields(args), &out)
+		if (err != nil) != (want != "") || !strings.Contains(out.String(), want) || err == nil && (k != nil) != strings.Contains(args, "-check") {
+			t.Errorf("%q: %v, %q", args, err, out.String())
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/client"
+	"github.com/holdfast-ws/holdfast/replay"
 )
 
 // A check is a chat without eyes: clients talk, faults happen, and then it is judged what
@@ -25,7 +26,8 @@ import (
 type check struct {
 	clients  int
 	duration time.Duration
-	settle   time.Duration // for everybody to get the last message, at most
+	answer   time.Duration // for all that was said to be answered, at most
+	settle   time.Duration // for everybody to get the last message after that, at most
 	seed     uint64        // of the faults; when exactly they meet what is chance
 	out      io.Writer     // gets the table
 	progress io.Writer
@@ -33,8 +35,15 @@ type check struct {
 	faulted  func(number int, kind string) // called before each fault; may be nil
 }
 
-// errBroken is what a check returns if the promise was not kept.
-var errBroken = errors.New("the promise was NOT kept")
+// answered is by when a client has an answer to a message, or has given it up.
+const answered = client.DefaultAge + 10*time.Second
+
+// errBroken is what a check returns if the promise was not kept, and errUnjudged if nobody
+// can say: who cannot be asked cannot be accused.
+var (
+	errBroken   = errors.New("the promise was NOT kept")
+	errUnjudged = errors.New("could not be judged: the backplane does not answer")
+)
 
 // run runs a check on a chat of its own.
 func (k *check) run(ctx context.Context, o options) error {
@@ -44,8 +53,12 @@ func (k *check) run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	r, err := k.record(ctx, c)
-	if err := errors.Join(err, c.close()); err != nil {
+	r, err := k.watched(ctx, c, o.redis)
+	err = errors.Join(err, c.close())
+	if ctx.Err() != nil {
+		return fmt.Errorf("interrupted: nothing was judged (%w)", context.Cause(ctx))
+	}
+	if err != nil {
 		return err
 	}
 	v := judge(r)
@@ -66,6 +79,45 @@ func (k *check) run(ctx context.Context, o options) error {
 	return nil
 }
 
+// watched has everything happen, and looks at the backplane before and after. It may have
+// lost something only if its Redis was started anew, or if it numbers the room anew.
+func (k *check) watched(ctx context.Context, c *chat, redis string) (r record, err error) {
+	var first, last string
+	if redis != "" {
+		if first, err = redisRun(ctx, redis); err != nil {
+			return r, err
+		}
+	}
+	if r, err = k.record(ctx, c); err != nil {
+		return r, err
+	}
+	if r.kept, err = c.kept(ctx); err == nil && redis != "" {
+		last, err = redisRun(ctx, redis)
+	}
+	if err != nil {
+		return r, fmt.Errorf("%w: %w", errUnjudged, err)
+	}
+	r.mayLose = redis != "" && (last != first || r.kept[0].Epoch != r.views[0].start.Epoch)
+	return r, nil
+}
+
+// kept asks the backplane for all that it has, which is one position at least.
+func (c *chat) kept(ctx context.Context) ([]replay.Position, error) {
+	plane, done, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	page, err := plane.Read(ctx, room, replay.Position{}, replay.Budget{Entries: -1, Bytes: -1})
+	all := []replay.Position{page.Head}
+	for _, e := range page.Entries {
+		all = append(all, e.Pos)
+	}
+	return all, err
+}
+
 // A party is one of the clients.
 type party struct {
 	*client.Client
@@ -83,6 +135,7 @@ type stage struct {
 	*check
 	parties []*party
 	last    atomic.Pointer[string] // the kind of the last fault
+	ended   sync.WaitGroup         // readers that have not got to the end
 	nsent   atomic.Int64
 	nseen   atomic.Int64
 }
@@ -121,8 +174,11 @@ func (k *check) record(ctx context.Context, c *chat) (r record, err error) {
 	// Everybody reads until the last message of all has come, or time is up.
 	var readers, talkers, others sync.WaitGroup
 	reading, stopReading := context.WithCancelCause(ctx)
+	defer readers.Wait()
+	defer stopReading(nil)
 	failed := make(chan error, k.clients)
 	for _, p := range s.parties {
+		s.ended.Add(1)
 		readers.Go(func() {
 			if err := s.read(reading, p); err != nil {
 				failed <- fmt.Errorf("%s: %w", p.name, err)
@@ -130,6 +186,7 @@ func (k *check) record(ctx context.Context, c *chat) (r record, err error) {
 		})
 	}
 	talking, stopTalking := context.WithTimeout(ctx, k.duration)
+	defer stopTalking()
 	for _, p := range s.parties {
 		talkers.Go(func() { s.talk(talking, p) })
 	}
@@ -140,33 +197,30 @@ func (k *check) record(ctx context.Context, c *chat) (r record, err error) {
 
 	r.faults, err = s.fault(talking, c)
 	talkers.Wait()
-	stopTalking()
-	fmt.Fprintln(k.progress, "all is said; waiting until everybody has got it")
-	settled := errors.New("not everybody has got the last message in time")
-	deadline := time.AfterFunc(k.settle, func() { stopReading(settled) })
-	defer deadline.Stop()
-	// A message is answered in a minute, or never.
-	for _, p := range s.parties {
-		for i, pending := range p.pending {
-			receipt, _ := pending.Wait(reading) // the outcome says it all
-			p.sent[i].outcome, p.sent[i].pos = receipt.Outcome, receipt.Pos
-		}
-	}
-	last, lost := s.say(ctx, s.parties[0], end)
-	if lost == nil {
-		var receipt client.Receipt
-		receipt, lost = last.Wait(reading)
-		m := &s.parties[0].sent[len(s.parties[0].sent)-1]
-		m.outcome, m.pos = receipt.Outcome, receipt.Pos
-	} else {
-		stopReading(lost) // nobody will get it
-	}
-	readers.Wait()
-	stopReading(nil)
-	close(failed)
 	if err = errors.Join(err, ctx.Err()); err != nil {
 		return r, err
 	}
+	fmt.Fprintln(k.progress, "all is said; waiting until everybody has got it")
+	if !s.answers(ctx) { // not for a minute
+		if _, err := c.kept(ctx); err != nil {
+			return r, fmt.Errorf("%w: %w", errUnjudged, err)
+		}
+	}
+	settled := errors.New("not everybody has got the last message in time")
+	deadline := time.AfterFunc(k.settle, func() { stopReading(settled) })
+	defer deadline.Stop()
+	lost := s.finish(reading, end)
+	if lost == nil {
+		s.ended.Wait()
+		if reading.Err() == nil {
+			lost = s.finish(reading, over)
+		}
+	}
+	if lost != nil {
+		stopReading(lost) // nobody will get it
+	}
+	readers.Wait()
+	close(failed)
 	for err := range failed {
 		r.late = append(r.late, err.Error())
 	}
@@ -177,12 +231,43 @@ func (k *check) record(ctx context.Context, c *chat) (r record, err error) {
 		r.sent = append(r.sent, p.sent...)
 		r.views = append(r.views, p.view)
 	}
-	r.mayLose = c.backplane != "memory"
-	return r, nil
+	return r, ctx.Err()
 }
 
-// end is the text of the last message, which everybody waits for.
-const end = "the end"
+// answers waits for the answers to all that was said, and reports whether all is stored.
+func (s *stage) answers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, s.answer)
+	defer cancel()
+	all := true
+	for _, p := range s.parties {
+		for i, pending := range p.pending {
+			receipt, _ := pending.Wait(ctx) // the outcome says it all
+			p.sent[i].outcome, p.sent[i].pos = receipt.Outcome, receipt.Pos
+			all = all && p.sent[i].acked()
+		}
+	}
+	return all
+}
+
+// finish has the first one say something, and waits until it is stored.
+func (s *stage) finish(ctx context.Context, text string) error {
+	p := s.parties[0]
+	pending, err := s.say(ctx, p, text)
+	if err != nil {
+		return err
+	}
+	receipt, err := pending.Wait(ctx)
+	m := &p.sent[len(p.sent)-1]
+	m.outcome, m.pos = receipt.Outcome, receipt.Pos
+	return err
+}
+
+// end is the text of the message that everybody waits for, and over that of the last one,
+// for which they read on, so that it is seen what comes after the end.
+const (
+	end  = "the end"
+	over = "the end, and that was all"
+)
 
 // join connects a client and waits until it is subscribed.
 func join(ctx context.Context, page, name string) (*party, error) {
@@ -216,8 +301,10 @@ func join(ctx context.Context, page, name string) (*party, error) {
 	return p, nil
 }
 
-// read keeps what a client gets, until the end.
+// read keeps what a client gets, until it is over.
 func (s *stage) read(ctx context.Context, p *party) error {
+	ended := sync.OnceFunc(s.ended.Done)
+	defer ended()
 	for e, err := range p.sub.All(ctx) {
 		switch {
 		case err != nil:
@@ -233,7 +320,10 @@ func (s *stage) read(ctx context.Context, p *party) error {
 			s.nseen.Add(1)
 			replayed := p.session.Load() > 1 && e.At.UnixMilli() < p.up.Load()/1e6
 			p.seen = append(p.seen, sight{text: l.Text, pos: e.Pos, replayed: replayed})
-			if l.Text == end {
+			switch l.Text {
+			case end:
+				ended()
+			case over:
 				return nil
 			}
 		}

@@ -16,8 +16,8 @@ import (
 	"github.com/holdfast-ws/holdfast/backoff"
 )
 
-// patience is how long a node has to answer the front, and how long one direction of a
-// connection is left open when the other has ended.
+// patience is how long something may take that takes no time if all is well: the answer of
+// a node or a Redis, to join, the end of one direction of a connection after the other's.
 const patience = 5 * time.Second
 
 // A front spreads connections over the nodes, and cuts those of a user who is to lose

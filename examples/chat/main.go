@@ -13,7 +13,8 @@
 // memory survives: it stands for the Redis that there would be.
 //
 // With -check, clients talk while all of that happens, and it is counted what each has
-// got. The exit status is 0 only if the promise was kept. It ends with
+// got. The exit status is 0 only if the promise was kept, and not if that could not be
+// judged because the backplane is gone. It ends with
 //
 //	     fault  times  sent  acked  received  replayed  repeated  missing  resets
 //	  (before)      0   103    103      2060         0         0        0       0
@@ -26,17 +27,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
+	neturl "net/url"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -44,33 +50,23 @@ import (
 
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/backplane/redisplane"
+	"github.com/holdfast-ws/holdfast/replay"
 )
 
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("chat: ")
-	o := options{timing: timings}
-	flag.StringVar(&o.addr, "addr", "localhost:8080", "where to listen; who reaches it can use the control API, which is for demos")
-	flag.IntVar(&o.nodes, "nodes", 2, "how many nodes")
-	flag.StringVar(&o.redis, "redis", "", "`URL` of a Redis, as in redis://localhost:6379; without it the backplane is in memory")
-	checking := flag.Bool("check", false, "have clients talk while all of that happens, and judge what they have seen; the exit status is 0 if the promise was kept")
-	k := check{out: os.Stdout, progress: os.Stderr, settle: time.Minute}
-	flag.IntVar(&k.clients, "clients", 20, "with -check: how many")
-	flag.DurationVar(&k.duration, "for", 20*time.Second, "with -check: how long they talk")
-	flag.Uint64Var(&k.seed, "seed", 0, "with -check: which faults, as an earlier run has printed it; 0 for others each time")
-	flag.Parse()
-	if flag.NArg() > 0 || o.nodes < 1 || o.nodes > 16 || k.clients < 1 || k.clients > 200 || k.duration < time.Second {
-		flag.Usage()
+	o, k, err := parse(os.Args[1:], os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(0)
+	}
+	if err != nil {
 		os.Exit(2)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends it at once
-	err := error(nil)
-	if k.seed == 0 {
-		k.seed = mathrand.Uint64()
-	}
-	if *checking {
+	if k != nil {
 		err = k.run(ctx, o)
 	} else {
 		err = run(ctx, o)
@@ -78,6 +74,58 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+// parse reads the command line. The check is nil without -check. What is wrong it says to
+// out, too.
+func parse(args []string, out io.Writer) (o options, k *check, err error) {
+	o.timing = timings
+	k = &check{out: os.Stdout, progress: os.Stderr, answer: answered, settle: time.Minute}
+	f := flag.NewFlagSet("chat", flag.ContinueOnError)
+	f.SetOutput(out)
+	f.StringVar(&o.addr, "addr", "localhost:8080", "where to listen; who reaches it can use the control API, which is for demos")
+	f.IntVar(&o.nodes, "nodes", 2, "how many nodes, 1 to 16")
+	f.StringVar(&o.redis, "redis", "", "`URL` of a Redis, as in redis://localhost:6379; without it the backplane is in memory")
+	checking := f.Bool("check", false, "have clients talk while all of that happens, and judge what they have seen; the exit status is 0 if the promise was kept")
+	f.IntVar(&k.clients, "clients", 20, "with -check: how many, 1 to 200")
+	f.DurationVar(&k.duration, "for", 20*time.Second, "with -check: how long they talk, at least 1s")
+	f.Uint64Var(&k.seed, "seed", 0, "with -check: which faults, as an earlier run has printed it; 0 for others each time")
+	if err = f.Parse(args); err != nil {
+		return o, nil, err
+	}
+	switch {
+	case f.NArg() > 0:
+		err = fmt.Errorf("there are flags only, and no %q", f.Arg(0))
+	case o.nodes < 1 || o.nodes > 16:
+		err = errors.New("-nodes is 1 to 16")
+	case k.clients < 1 || k.clients > 200:
+		err = errors.New("-clients is 1 to 200")
+	case k.duration < time.Second:
+		err = errors.New("-for is 1s or more")
+	}
+	f.Visit(func(set *flag.Flag) {
+		switch set.Name {
+		case "clients", "for", "seed":
+			if !*checking {
+				err = cmp.Or(err, fmt.Errorf("-%s is for -check only", set.Name))
+			}
+		case "addr":
+			if *checking {
+				err = cmp.Or(err, errors.New("-addr does nothing with -check, which listens where nobody comes"))
+			}
+		}
+	})
+	if err != nil {
+		fmt.Fprintf(out, "chat: %v; -h shows all flags\n", err)
+		return o, nil, err
+	}
+	if k.seed == 0 {
+		k.seed = mathrand.Uint64()
+	}
+	if !*checking {
+		k = nil
+	}
+	return o, k, nil
 }
 
 // Options of a chat.
@@ -105,7 +153,11 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	log.Printf("%s  (%d nodes, %s backplane)", c.url, len(c.nodes), c.backplane)
+	nodes := "1 node"
+	if n := len(c.nodes); n > 1 {
+		nodes = fmt.Sprintf("%d nodes", n)
+	}
+	log.Printf("%s  (%s, %s backplane)", c.url, nodes, c.backplane)
 	hint := "go run ./examples/chat/term -name anna"
 	if o.addr != "localhost:8080" {
 		hint += " -url ws" + c.url[len("http"):] + "ws"
@@ -122,7 +174,8 @@ func run(ctx context.Context, o options) error {
 // A chat is all that runs.
 type chat struct {
 	url       string
-	backplane string
+	backplane string // memory or redis
+	open      opener // connects to it
 	timing    timing
 	nodes     []*node
 	front     *front
@@ -140,20 +193,21 @@ func start(o options) (*chat, error) {
 		return nil, fmt.Errorf("%w; choose another address with -addr", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &chat{timing: o.timing, cancel: cancel, served: make(chan error, 1), backplane: "memory", memory: backplane.NewMemory(nil)}
-	open := func() (backplane.Backplane, func() error, error) {
+	c := &chat{timing: o.timing, cancel: cancel, served: make(chan error, 1), backplane: "memory"}
+	c.memory = backplane.NewMemory(&backplane.MemoryOptions{Limits: limits})
+	c.open = func() (backplane.Backplane, func() error, error) {
 		return c.memory, func() error { return nil }, nil
 	}
 	if o.redis != "" {
 		c.backplane = "redis"
-		open = func() (backplane.Backplane, func() error, error) { return openRedis(o.redis, o.prefix) }
+		c.open = func() (backplane.Backplane, func() error, error) { return openRedis(o.redis, o.prefix) }
 	}
 	if o.open != nil {
-		open = o.open
+		c.open = o.open
 	}
 	c.front = &front{hold: o.timing.lose, ctx: ctx, pipes: map[*pipe]struct{}{}, held: map[string]int{}}
 	for i := range o.nodes {
-		n := &node{name: fmt.Sprintf("node-%d", i+1), addr: anyPort, open: open, ctx: ctx, wg: &c.wg, state: down}
+		n := &node{name: fmt.Sprintf("node-%d", i+1), addr: anyPort, open: c.open, ctx: ctx, wg: &c.wg, state: down}
 		c.nodes = append(c.nodes, n)
 		if err = n.begin(); err != nil {
 			break
@@ -193,6 +247,10 @@ func (c *chat) node(name string) *node {
 // close ends all: the clients are told to come back, for there may be another chat soon.
 func (c *chat) close() error {
 	c.cancel()
+	for _, n := range c.nodes {
+		n.mu.Lock() // who is about to end a node has begun to, and nobody does any more
+		n.mu.Unlock()
+	}
 	c.wg.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -207,20 +265,34 @@ func (c *chat) close() error {
 	return errors.Join(err, c.memory.Close())
 }
 
+// limits are those of a room to which people come back after lunch.
+func limits(string) replay.Limits { return replay.Limits{Age: 12 * time.Hour} }
+
 // silence ends the log of go-redis: what matters comes as errors.
 var silence = sync.OnceFunc(logging.Disable)
 
-// openRedis is what a node does that stands on a Redis.
-func openRedis(url, prefix string) (backplane.Backplane, func() error, error) {
+// dialRedis makes a client for a Redis, which does not connect yet.
+func dialRedis(url string) (*redis.Client, error) {
 	silence()
 	o, err := redis.ParseURL(url)
+	if leaky := (*neturl.Error)(nil); errors.As(err, &leaky) {
+		err = errors.New("not a URL, as in redis://localhost:6379") // theirs shows the password
+	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("-redis: %w", err)
+		return nil, fmt.Errorf("-redis: %w", err)
 	}
 	// Who looks wants to see within seconds that something happens.
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout = time.Second, time.Second, time.Second
-	client := redis.NewClient(o)
-	plane, err := redisplane.New(client, &redisplane.Options{Prefix: prefix, Probe: time.Second, Timeout: 2 * time.Second})
+	return redis.NewClient(o), nil
+}
+
+// openRedis is what a node does that stands on a Redis.
+func openRedis(url, prefix string) (backplane.Backplane, func() error, error) {
+	client, err := dialRedis(url)
+	if err != nil {
+		return nil, nil, err
+	}
+	plane, err := redisplane.New(client, &redisplane.Options{Prefix: prefix, Limits: limits, Probe: time.Second, Timeout: 2 * time.Second})
 	if err != nil {
 		client.Close()
 		return nil, nil, err
@@ -238,4 +310,22 @@ func pingRedis(url string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return plane.(*redisplane.Plane).Ping(ctx)
+}
+
+// redisRun returns what names the run of a Redis: after a restart it is another.
+func redisRun(ctx context.Context, url string) (string, error) {
+	client, err := dialRedis(url)
+	if err != nil {
+		return "", err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	info, err := client.Info(ctx, "server").Result()
+	_, id, ok := strings.Cut(info, "run_id:")
+	if err == nil && !ok {
+		err = errors.New("the Redis does not say which run it is")
+	}
+	id, _, _ = strings.Cut(id, "\r\n")
+	return id, err
 }

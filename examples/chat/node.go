@@ -81,7 +81,7 @@ func (n *node) begin() error {
 		return err
 	}
 	l := &life{listener: &listener{Listener: tcp, conns: map[*conn]struct{}{}}, close: closePlane, served: make(chan struct{})}
-	l.hub = backplane.New(plane, nil)
+	l.hub = backplane.New(plane, &backplane.Options{Limits: limits})
 	l.gw, err = gateway.New(l.hub, &gateway.Options{
 		Authorize: authorize,
 		Node:      n.name,
@@ -135,10 +135,13 @@ func authorize(_ context.Context, a gateway.Access) (gateway.Grant, error) {
 // because not everything may stand in a header.
 func isToken(token, name string) bool { return token == name || token == url.PathEscape(name) }
 
-// valid reports whether somebody may have this name.
+// valid reports whether somebody may have this name: as proper in page/chat.js, which may
+// know newer characters than we do. So what is not assigned is let through.
 func valid(name string) bool {
 	n := utf8.RuneCountInString(name)
-	unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
+	unprintable := func(r rune) bool {
+		return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Cs) || unicode.Is(unicode.Z, r) && r != ' ' || r == utf8.RuneError
+	}
 	return n >= 1 && n <= 32 && strings.TrimSpace(name) == name && !strings.ContainsFunc(name, unprintable)
 }
 

@@ -140,6 +140,29 @@ func TestEachWayToBreakThePromiseIsFound(t *testing.T) {
 			r.mayLose = true
 			r.views[1].seen = slices.Concat(got("abc"), []sight{skip(replay.ReasonForked, 0, at(1, 3))}, got("de"))
 		}, "bert was told that a new history begins, and it is the old one"},
+		{"a false alarm, and all of it again", func(r *record) {
+			r.mayLose = true
+			r.views[1].seen = slices.Concat(got("abc"), []sight{skip(replay.ReasonForked, 0, at(1, 0))}, got("abcde"))
+		}, "bert was told that the history is another (forked), and number 3, where it stood, is as it was"},
+		{"a false alarm that hides a hole", func(r *record) {
+			r.mayLose = true
+			r.views[1].seen = slices.Concat(got("ab"), []sight{skip(replay.ReasonForked, 0, at(1, 3))}, got("de"))
+		}, "bert was told that the history is another (forked), and number 2, where it stood, is as it was"},
+		{"a false alarm for everybody, and the backplane knows better", func(r *record) {
+			r.mayLose = true
+			for i := range r.views {
+				r.views[i].seen = slices.Concat(got("ab"), []sight{skip(replay.ReasonForked, 0, at(1, 3))}, got("de"))
+			}
+			r.kept = []replay.Position{at(1, 5), at(1, 1), at(1, 2), at(1, 3), at(1, 4), at(1, 5)}
+		}, "anna was told that the history is another (forked), and number 2, where it stood, is as it was"},
+		{"another history from nowhere on, and it is the old one", func(r *record) {
+			r.mayLose = true
+			r.views[1].seen = slices.Concat(got("ab"), []sight{skip(replay.ReasonEpoch, 0, replay.Position{})}, got("de"))
+		}, "bert was told that the history is another (epoch)"},
+		{"a false alarm before the first message", func(r *record) {
+			r.mayLose = true
+			r.views[1].seen = slices.Concat([]sight{skip(replay.ReasonForked, 0, at(1, 2))}, got("cde"))
+		}, "bert was told that the history is another (forked), and number 0, where it stood, is as it was"},
 		{"what a new history repeats", func(r *record) {
 			anew(r, "abcd", replay.ReasonEpoch)
 			for i := range r.views {

@@ -19,7 +19,7 @@ var files embed.FS
 
 // policy of the page: everything comes from here, and nothing stands in the HTML.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
-	"worker-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+	"worker-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 
 // site is what the front serves: the page, the way to the nodes, and the control API.
 func (c *chat) site() http.Handler {
@@ -80,7 +80,7 @@ func (c *chat) status() (s status) {
 // error: the status is 200 then, and else 202.
 func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 	what := r.PathValue("what")
-	done := true
+	done, did := true, ""
 	switch what {
 	case "lose":
 		user := r.URL.Query().Get("user")
@@ -92,7 +92,7 @@ func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, fmt.Sprintf("nobody named %q is connected", user), http.StatusNotFound)
 			return
 		}
-		log.Printf("%q has no network for %v", user, c.front.hold)
+		did = fmt.Sprintf("%q has no network for %v", user, c.front.hold)
 	case "kill", "drain":
 		name := r.URL.Query().Get("node")
 		n := c.node(name)
@@ -104,7 +104,7 @@ func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, fmt.Sprintf("there is no node %q", name), http.StatusNotFound)
 			return
 		}
-		log.Printf("%s %s", what, name)
+		did = what + " " + name
 		if what == "kill" {
 			done = n.kill(c.timing.dead)
 		} else {
@@ -113,7 +113,7 @@ func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 	case "restart":
 		// The backplane is what survives: the memory stands for the Redis that there
 		// would be.
-		log.Print("restart of all nodes")
+		did = "restart of all nodes"
 		done = false
 		for _, n := range c.nodes {
 			done = n.kill(c.timing.restart) || done
@@ -124,8 +124,9 @@ func (c *chat) control(w http.ResponseWriter, r *http.Request) {
 	}
 	status := http.StatusAccepted
 	if !done {
-		status = http.StatusOK
+		status, did = http.StatusOK, did+": down already"
 	}
+	log.Print(did)
 	answer(w, status, map[string]bool{"ok": true})
 }
 

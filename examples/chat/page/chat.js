@@ -1,10 +1,11 @@
 // The chat. What it takes from holdfast is connect, subscribe, publish and ephemeral; all
 // else here is what any chat has: names, a list of messages, who is typing.
 //
-// Messages are {from, text, s, n, not}: s is the page that has sent it, n counts what it
-// has sent, and not are the numbers of what has not been stored so far, as far as it knows.
-// That is not needed to chat. It is there so that the page can prove that nothing is missing and nothing
-// comes twice, see Numbers in panel.js.
+// Messages are {from, text}. A chat needs no more; this one has to prove that nothing is
+// missing and nothing comes twice, and for that they have {s, n, not, again}, too: s is the
+// page that has sent it, n counts what it has sent, not are the numbers of what was not
+// stored when this was written, as far as that page knew, and again says that somebody has
+// pressed Retry. See Numbers in panel.js. Messages with robot are shown as small numbers.
 
 import { $, el, Numbers, Panel } from '/panel.js';
 
@@ -14,7 +15,9 @@ const names = ['anna', 'bert', 'carla', 'dimitri', 'eve', 'femi'];
 // ---- the door
 
 /** A name as the server takes it: valid in node.go. */
-const proper = name => [...name.replace(/\p{Z}/gu, ' ').replace(/\p{C}/gu, '').trim()].slice(0, 32).join('').trim();
+const proper = name => [...name.replace(/\p{Z}/gu, ' ').replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\ufffd]/gu, '').trim()].slice(0, 32).join('').trim();
+/** Whether there is anything to be seen in a text. */
+const visible = text => /[^\p{Z}\p{Cc}\p{Cf}]/u.test(text);
 /** Storage may be forbidden, and then nothing is remembered. */
 function remembered(storage) { try { return window[storage].getItem('name') ?? ''; } catch { return ''; } }
 function remember(name, ...storages) {
@@ -50,10 +53,16 @@ async function enter(name) {
   dress($('my-avatar'), name);
   $('second').href = `/?name=${other}`;
   $('second').querySelector('.as').textContent = ` as ${other}`;
-  $('text').focus();
+  if (window === top) $('text').focus();
+  else document.body.classList.add('framed'); // one of those of more.html
 
-  const config = await (await fetch('/config')).json();
-  const { connect } = await import(config.module);
+  let config, connect;
+  try {
+    config = await (await fetch('/config')).json();
+    ({ connect } = await import(config.module));
+  } catch (e) {
+    return $('log').append(el('li', 'reset', `The server does not answer; reload the page when it does (${e.message ?? e})`));
+  }
   const conn = connect(`/ws?user=${encodeURIComponent(name)}`, {
     key: name, // all tabs of this user have one WebSocket
     token: name, // a demonstration's login: whoever says a name has it
@@ -66,8 +75,9 @@ async function enter(name) {
 
 function room(conn, sub, panel, topic, name) {
   const log = $('log'), pending = $('pending'), scroller = $('scroller'), field = $('text');
-  const numbers = new Numbers(), page = Math.random().toString(36).slice(2, 8);
+  const page = Math.random().toString(36).slice(2, 8), numbers = new Numbers(page);
   const own = new Map(); // by n: what this page has sent and has not seen in the room yet
+  const open = new Set(); // the n of what is not stored, as far as we know
   let sent = 0, counted = 0;
 
   // ---- to the end, unless somebody reads further up
@@ -92,57 +102,67 @@ function room(conn, sub, panel, topic, name) {
 
   async function publish(m, li) {
     mark(li, 'pending', 'on its way');
+    pending.append(li);
     try {
       // The id makes a retry harmless, also of one of which nobody knows whether it was stored.
       await conn.publish(topic, m, { id: `${page}-${m.n}` });
+      open.delete(m.n);
       mark(li, 'delivered', '✓');
     } catch (e) {
       if (!own.has(m.n)) return; // it is in the room, only the answer is not here
+      if (m.robot) { own.delete(m.n); return li.remove(); } // nobody would press Retry for each
       mark(li, 'failed', `not sent (${e.code ?? e}) `);
       const retry = el('button', 'retry', 'Retry');
       retry.type = 'button';
-      retry.addEventListener('click', () => { publish(m, li); field.focus(); });
+      retry.addEventListener('click', () => { li.classList.remove('void'); publish({ ...m, again: true }, li); field.focus(); });
       li.querySelector('.status').append(retry);
+      // It goes where it was said, so that the chat goes on below it.
+      let last = log.lastElementChild;
+      while (last && !(last.dataset.at <= +li.dataset.at)) last = last.previousElementSibling;
+      if (last) last.after(li); else log.prepend(li);
     }
   }
   function say(text, robot) {
     const m = { from: name, text, s: page, n: ++sent };
     if (robot) m.robot = true;
-    const open = [...own].filter(([, li]) => li.dataset.state !== 'delivered').map(([n]) => n);
-    if (open.length) m.not = open.slice(-100); // or others would look for them
+    if (open.size) m.not = ranges(open); // or others would look for them
     const li = message(m, Date.now(), true);
     own.set(m.n, li);
-    pending.append(li);
-    if (atEnd || !robot) toEnd();
+    open.add(m.n);
     publish(m, li);
+    if (atEnd || !robot) toEnd();
   }
   $('say').addEventListener('submit', e => {
     e.preventDefault();
     const text = field.value.trim();
-    if (!text) return;
+    if (!visible(text)) return;
     field.value = '';
     said = 0;
     say(text, false);
   });
-  setInterval(() => { if ($('robot').checked && own.size < 100) say(String(++counted), true); }, 300);
+  setInterval(() => {
+    if ($('robot').checked && pending.querySelectorAll('.robot[data-state=pending]').length < 100) say(String(++counted), true);
+  }, 300);
 
   // ---- what comes
 
   sub.addEventListener('message', ({ detail: e }) => {
     const m = e.data;
     if (typeof m?.from !== 'string' || !m.from || typeof m.text !== 'string') return;
-    const late = panel.received(e);
-    const numbered = typeof m.s === 'string' && Number.isSafeInteger(m.n);
-    const again = numbered && !numbers.take(m.s, m.n, m.not);
+    const mine = m.s === page, numbered = typeof m.s === 'string' && Number.isSafeInteger(m.n);
+    const late = panel.received(e, mine);
+    const repeated = numbered && !numbers.take(m.s, m.n, m.not, m.again);
     panel.checked(numbers);
-    if (again) return;
+    if (repeated && !(mine && own.has(m.n))) return; // what waits to be seen here is shown, whatever the numbers say
+    if (mine) open.delete(m.n);
     for (const [n, li] of own) { // stored before this one, but in a gap that we were told of
-      if (m.s === page && n < m.n && li.dataset.gap && li.dataset.state === 'delivered') { own.delete(n); append(li); }
+      if (mine && n < m.n && li.dataset.gap && li.dataset.state === 'delivered') { own.delete(n); append(li); }
     }
-    let li = m.s === page ? own.get(m.n) : null;
+    let li = mine ? own.get(m.n) : null;
     if (li) {
       own.delete(m.n);
       mark(li, 'delivered', '✓');
+      li.classList.remove('void');
       when(li, e.at);
     } else li = message(m, e.at, m.from === name);
     if (late) { divide(); li.classList.add('late'); }
@@ -191,8 +211,9 @@ function room(conn, sub, panel, topic, name) {
   }
   function typing() {
     const all = [...typists.keys()];
-    $('typing').textContent = all.length > 3 ? 'Several people are typing…'
-      : all.length ? `${new Intl.ListFormat('en').format(all)} ${all.length > 1 ? 'are' : 'is'} typing…` : '';
+    if (all.length > 3) return $('typing').replaceChildren('Several people are typing…');
+    const who = new Intl.ListFormat('en').formatToParts(all).map(p => p.type === 'element' ? el('bdi', '', p.value) : p.value);
+    $('typing').replaceChildren(...who, all.length > 1 ? ' are typing…' : all.length ? ' is typing…' : '');
   }
   sub.addEventListener('ephemeral', ({ detail: { data } }) => {
     if (!data?.typing || typeof data.from !== 'string' || data.from === name) return;
@@ -205,6 +226,17 @@ function room(conn, sub, panel, topic, name) {
 
 // ---- elements of the list
 
+/** Numbers as a list of numbers and of ranges [from, to]: what will never be stored stays in it. */
+function ranges(numbers) {
+  const list = [];
+  for (const n of [...numbers].sort((a, b) => a - b)) {
+    const last = list.at(-1), to = Array.isArray(last) ? last[1] : last;
+    if (to === n - 1) list[list.length - 1] = [Array.isArray(last) ? last[0] : last, n];
+    else list.push(n);
+  }
+  return list.slice(-100);
+}
+
 /** A message, as a bubble; a robot's as a small number among others. */
 function message(m, at, mine) {
   const from = m.from.slice(0, 32), li = el('li', 'message');
@@ -214,18 +246,24 @@ function message(m, at, mine) {
     li.classList.add('robot');
     li.ariaHidden = 'true'; // three a second are not to be read out
     li.title = `${from}'s robot`;
-    li.append(el('span', 'text', m.text), el('span', 'status'));
+    li.append(text('span', m.text), el('span', 'status'));
     hue(li, from);
     return li;
   }
   const avatar = el('span', 'avatar');
   avatar.ariaHidden = 'true';
   dress(avatar, from);
-  const by = el('p', 'by', el('b', 'name', from), ' ', document.createElement('time'));
-  li.append(avatar, el('div', 'bubble', by, el('p', 'text', m.text), el('span', 'status')));
+  const by = el('p', 'by', el('b', 'name', el('bdi', '', from)), ' ', document.createElement('time'));
+  li.append(avatar, el('div', 'bubble', by, text('p', m.text), el('span', 'status')));
   hue(li, from);
   when(li, at);
   return li;
+}
+/** What somebody has written, in the direction of their script. */
+function text(tag, content) {
+  const e = el(tag, 'text', content);
+  e.dir = 'auto';
+  return e;
 }
 function when(li, at) {
   const time = li.querySelector('time'), d = new Date(at);

@@ -16,42 +16,67 @@ export class Numbers {
   #senders = new Map();
   repeated = 0;
 
-  /** False: this message was here before. The first that is seen of a sender is believed. Those in not were not stored
-   * when the newest message was written, and nobody may look for them yet. */
-  take(sender, n, not) {
-    let s = this.#senders.get(sender);
-    if (!s) this.#senders.set(sender, s = { next: n, holes: new Set(), not: new Set(), skip: false });
-    if (s.skip && n > s.next) s.next = n;
-    s.skip = false;
-    for (; s.next < n && s.holes.size < 10000; s.next++) s.holes.add(s.next);
-    if (n >= s.next) { s.next = n + 1; s.not = new Set(Array.isArray(not) ? not : []); }
-    else if (!s.holes.delete(n)) { this.repeated++; return false; }
+  /** own: this page, from whom we see all, beginning with 1. */
+  constructor(own) { this.#of(own, 1, false); }
+
+  #of(sender, first, skip) {
+    // open: not here, and looked for. told: not here, and no wonder. early: here, from before the first.
+    const s = { first, next: first, open: new Set(), told: new Set(), early: new Set(), not: [], skip };
+    this.#senders.set(sender, s);
+    return s;
+  }
+
+  /** False: this message was here before. The first that is seen of a sender is believed. Those in not, numbers and ranges
+   * [from, to], were not stored when the newest message was written, and nobody may look for them yet. again: what has
+   * a higher number may have come before it. */
+  take(sender, n, not, again) {
+    const s = this.#senders.get(sender) ?? this.#of(sender, n, true);
+    if (n < s.first) {
+      if (s.early.has(n)) { this.repeated++; return false; }
+      s.early.add(n);
+      return true;
+    }
+    if (n < s.next) {
+      if (s.open.delete(n) || s.told.delete(n)) return true;
+      this.repeated++;
+      return false;
+    }
+    const holes = s.skip ? s.told : s.open;
+    for (; s.next < n && holes.size < 10000; s.next++) holes.add(s.next);
+    s.next = n + 1;
+    s.not = Array.isArray(not) ? not : [];
+    s.skip &&= !!again;
     return true;
   }
   get missing() {
     let n = 0;
-    for (const s of this.#senders.values()) for (const k of s.holes) if (!s.not.has(k)) n++;
+    for (const s of this.#senders.values()) for (const k of s.open) if (!listed(s.not, k)) n++;
     return n;
   }
   /** Messages are missing and we were told; or, if all is new, begin again. */
   reset(all) {
-    if (all) this.#senders.clear();
-    else for (const s of this.#senders.values()) s.skip = true;
+    if (all) return this.#senders.clear();
+    for (const s of this.#senders.values()) {
+      s.skip = true;
+      for (const k of s.open) if (listed(s.not, k)) { s.open.delete(k); s.told.add(k); } // it may be among what is missing
+    }
   }
 }
+const listed = (not, n) => not.some(r => Array.isArray(r) ? r[0] <= n && n <= r[1] : r === n);
 
 export class Panel {
   count = { received: 0, replayed: 0, resets: 0, reconnects: 0 };
   #conn; #sub; #topic; #name;
   #node = ''; // that serves us, or did last
   #opens = 0;
-  #opened = Infinity; // when the connection was opened, by the clock of the day
+  #first = Infinity; // when the connection was opened first, by the clock of the day
+  #opened = Infinity; // and when last
   #least = Infinity; // the difference between our clock and the servers', and the shortest way
   #due = 0; // when the next dial is
   #story = null; // the line that is being written in the list of what happened
   #page = Math.random(); // tells our pings from those of others
   #trips = []; // round trips in milliseconds, null for those that never came back
-  #asked = 0; // when, 0 if that has been answered
+  #asked = 0; // when one was sent, 0 if that has been answered
   #shown = ''; // the nodes as they are shown
 
   constructor(conn, sub, topic, name) {
@@ -64,6 +89,10 @@ export class Panel {
     setInterval(() => this.#countdown(), 100);
     this.#look();
     this.#buttons();
+    // Who has no mouse sees no titles.
+    for (const e of $('panel').querySelectorAll('[title]')) {
+      $('what').append(el('li', '', el('b', '', e.dataset.label ?? e.textContent), ': ', e.title));
+    }
     // On a wide screen there is room for all of it; on a phone it is folded up.
     const wide = matchMedia('(min-width: 56rem)'), fold = () => { $('panel').open = wide.matches; };
     wide.addEventListener('change', fold);
@@ -75,11 +104,24 @@ export class Panel {
   #state({ state, in: wait, why }) {
     $('state').textContent = state;
     $('state').dataset.state = state;
+    $('on').textContent = state === 'open' || !this.#node ? 'on' : 'was on';
     this.#due = performance.now() + wait;
     this.#countdown();
     if (state === 'open') this.#open();
     else if (this.#opened < Infinity) this.#lost(why);
     if (state === 'denied') this.#begin(`refused: ${why}`);
+    if (state === 'waiting' && !this.#opens) this.#unopened(why);
+    this.#look();
+  }
+  /** A browser does not say why a first connection fails. The server does, to who asks otherwise. */
+  async #unopened(why) {
+    let said = '';
+    try {
+      const r = await fetch(`/ws?user=${encodeURIComponent(this.#name)}`);
+      if (r.status >= 400 && r.status !== 426) said = (await r.text()).trim();
+    } catch { said = 'the server does not answer'; }
+    const what = `no connection: ${said || why}`;
+    if (!this.#opens && this.#story?.what !== what) this.#begin(what);
   }
   #countdown() {
     const waiting = this.#conn.state === 'waiting', s = Math.max(0, this.#due - performance.now()) / 1000;
@@ -97,6 +139,7 @@ export class Panel {
   }
   async #open() {
     this.#opened = Date.now();
+    this.#first = Math.min(this.#first, this.#opened);
     const story = this.#story;
     if (++this.#opens > 1) {
       this.count.reconnects++;
@@ -121,11 +164,11 @@ export class Panel {
   // ---- what the chat tells
 
   /** Reports whether a message was stored before we were connected again: whether it would have come by now. */
-  received(e) {
+  received(e, own) {
     this.count.received++;
     const behind = Date.now() - e.at;
     const late = this.#opens > 1 && e.at + (this.#least < Infinity ? this.#least : 0) < this.#opened;
-    if (this.#opens > 0 && !late) this.#least = Math.min(this.#least, behind);
+    if (!late && (own || e.at >= this.#first)) this.#least = Math.min(this.#least, behind);
     if (late) {
       this.count.replayed++;
       if (this.#story?.open) { this.#story.caught++; this.#write(this.#story); }
@@ -178,27 +221,46 @@ export class Panel {
       $('panel').open = true;
       $('lose').focus();
     });
-    const { origin } = location, name = encodeURIComponent(this.#name);
+    const name = encodeURIComponent(this.#name);
     const mine = what => [`${what}?node=${encodeURIComponent(this.#node)}`, `${what} ${this.#node}`];
     $('lose').addEventListener('click', () => this.#order(`lose?user=${name}`, 'lose my network'));
     $('kill').addEventListener('click', () => this.#order(...mine('kill')));
     $('drain').addEventListener('click', () => this.#order(...mine('drain')));
     $('restart').addEventListener('click', () => this.#order('restart', 'restart everything'));
+    // Browsers let a page open one other for a click. So that has all of them, in frames.
     $('more').addEventListener('click', () => {
-      let opened = 0;
-      for (let i = 0; i < 9; i++) if (window.open(`${origin}/?name=${name}`, '_blank')) opened++;
-      this.#begin(opened < 9 ? `opened ${opened} of nine tabs: allow pop-ups for this page, and press again` : 'open nine more tabs');
-      this.#story.tabs = 1;
+      const n = 10 - $('tabs').textContent;
+      if (n <= 0) return this.#note('there are ten tabs already');
+      if (!window.open(`/more.html?name=${name}&n=${n}`)) return this.#note('the browser did not open it: allow pop-ups for this page, and press again');
+      this.#begin(`open ${n === 9 ? 'nine' : n} more tabs`);
+      this.#story.tabs = 10 - n;
     });
   }
+  /** A line that is no story: nothing follows. */
+  #note(what) {
+    const story = this.#story;
+    this.#begin(what);
+    this.#story = story;
+  }
   async #order(path, what) {
+    const before = this.#story;
     this.#begin(what);
     const story = this.#story;
+    let no = '';
     try {
       const r = await fetch(`/control/${path}`, { method: 'POST' });
-      if (!r.ok) throw new Error((await r.text()).trim());
-    } catch (e) {
-      story.what += ` → refused: ${e.message}`;
+      if (r.status === 200) no = 'it is down already';
+      else if (!r.ok) no = `refused: ${(await r.text()).trim().replaceAll(this.#name, '\u2068$&\u2069')}`; // isolated, as in <bdi>
+    } catch (e) { no = `refused: ${e.message}`; }
+    if (no) {
+      story.what += ` → ${no}`;
+      // What happens to the connection is the story of something else.
+      if (this.#story === story && !story.open && before) {
+        if (!before.open && story.lost && !before.lost) Object.assign(before, { lost: story.lost, why: story.why });
+        story.lost = 0;
+        this.#story = before;
+        this.#write(before);
+      }
       this.#write(story);
     }
     this.#look();
@@ -208,9 +270,12 @@ export class Panel {
 
   #ping() {
     if (document.hidden || this.#conn.state !== 'open') return;
-    if (this.#asked) this.#trip(null);
+    if (this.#asked) {
+      if (performance.now() - this.#asked < 3000) return; // it is slow, or lost
+      this.#trip(null);
+    }
     this.#asked = performance.now();
-    this.#conn.ephemeral(this.#topic, { ping: this.#asked, of: this.#page });
+    this.#conn.ephemeral(this.#topic, { from: this.#name, ping: this.#asked, of: this.#page });
   }
   #pong(data) {
     if (!this.#asked || data?.ping !== this.#asked || data.of !== this.#page) return;
@@ -236,7 +301,8 @@ export class Panel {
     if (hub && this.#conn.state === 'open') this.#serves(hub);
     let s = null;
     try { s = await (await fetch('/status')).json(); } catch { /* the front is away */ }
-    const shown = JSON.stringify([s, this.#node]);
+    const node = this.#conn.state === 'open' ? this.#node : '';
+    const shown = JSON.stringify([s, node]);
     if (shown === this.#shown) return; // a screen reader, and a selection, are not disturbed
     this.#shown = shown;
     if (!s) return $('nodes').replaceChildren(el('li', '', 'The server does not answer.'));
@@ -245,8 +311,8 @@ export class Panel {
     $('nodes').replaceChildren(...s.nodes.map(n => {
       const li = el('li', '', el('b', '', n.name), ' ', el('span', 'is', n.state), ' ', el('span', 'n', `${n.connections} connection${n.connections === 1 ? '' : 's'}`));
       li.dataset.state = n.state;
-      if (n.name === this.#node) li.append(' ', el('span', 'you', 'you'));
+      if (n.name === node) li.append(' ', el('span', 'you', 'you'));
       return li;
-    }), ...(s.held ?? []).map(user => el('li', 'held', `${user} has no network`)));
+    }), ...(s.held ?? []).map(user => el('li', 'held', el('span', '', el('bdi', '', user), ' has no network'))));
   }
 }

@@ -12,6 +12,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,13 +20,17 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	neturl "net/url"
 	"os"
 	"os/signal"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/client"
@@ -43,19 +48,44 @@ const patience = 2 * time.Second
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("term: ")
-	name := flag.String("name", "", "who you are, 1 to 32 characters")
+	name := flag.String("name", "", "who you are, 1 to 32 printable characters")
 	url := flag.String("url", "ws://localhost:8080/ws", "of the chat")
 	flag.Parse()
-	if *name == "" || flag.NArg() > 0 {
-		flag.Usage()
+	wrong := check(*url, *name)
+	if flag.NArg() > 0 {
+		wrong = fmt.Errorf("there are flags only, and no %q", flag.Arg(0))
+	}
+	if wrong != nil {
+		log.Printf("%v; -h shows all flags", wrong)
 		os.Exit(2)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second one ends it at once
 	if err := run(ctx, *url, *name, os.Stdin, os.Stdout); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// check says what is wrong with a URL or a name, before anybody is bothered with it.
+func check(url, name string) error {
+	n := utf8.RuneCountInString(name)
+	unprintable := func(r rune) bool { // as in the chat, which decides
+		return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Cs) || unicode.Is(unicode.Z, r) && r != ' ' || r == utf8.RuneError
+	}
+	if n < 1 || n > 32 || strings.TrimSpace(name) != name || strings.ContainsFunc(name, unprintable) {
+		return errors.New("who are you? -name is 1 to 32 printable characters, as in -name anna")
+	}
+	u, err := neturl.Parse(url)
+	switch {
+	case err != nil:
+		return fmt.Errorf("-url: %w", err)
+	case u.Scheme != "ws" && u.Scheme != "wss" || u.Host == "":
+		return fmt.Errorf("-url %s is not one of a WebSocket, as ws://localhost:8080/ws is", url)
+	case strings.Trim(u.Path, "/") == "":
+		return fmt.Errorf("-url %s leads to the page; the chat is at %s://%s/ws", url, u.Scheme, u.Host)
+	}
+	return nil
 }
 
 // A line is what is said in the room.
@@ -67,7 +97,7 @@ type line struct {
 // run is the client, until in or ctx ends or there is nothing more to be done.
 func run(ctx context.Context, url, name string, in io.Reader, out io.Writer) error {
 	u, err := neturl.Parse(url)
-	if err != nil {
+	if err = cmp.Or(check(url, name), err); err != nil {
 		return err
 	}
 	query := u.Query()
@@ -116,39 +146,84 @@ func run(ctx context.Context, url, name string, in io.Reader, out io.Writer) err
 	if left := c.Close(end); left != nil && err == nil {
 		err = fmt.Errorf("not all that was typed is acknowledged: %w", left)
 	}
+	if refused := (*client.DialError)(nil); errors.As(err, &refused) && refused.Final && refused.Status != 0 {
+		err = fmt.Errorf("%w: %s", err, reason(end, u))
+	}
 	return err
 }
+
+// reason is what the server answers to a plain request: a client of WebSockets has only the
+// status of what was refused.
+func reason(ctx context.Context, u *neturl.URL) string {
+	plain := *u
+	plain.Scheme = "http" + strings.TrimPrefix(u.Scheme, "ws")
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, plain.String(), nil)
+	if err != nil {
+		return err.Error()
+	}
+	request.Close = true
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err.Error()
+	}
+	defer answer.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(answer.Body, 200))
+	return clean(strings.TrimSpace(string(text)))
+}
+
+// longest is how long a line may be that is read, in bytes. The server may take less.
+const longest = 1 << 20
 
 // speak publishes what comes in, line by line, and returns when all of it is answered.
 func speak(ctx context.Context, c *client.Client, name string, in io.Reader, p *printer) error {
 	var answers sync.WaitGroup
 	var failed atomic.Int64
 	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, longest)
 	for lines.Scan() {
 		text := strings.TrimSpace(lines.Text())
-		if text == "" {
-			continue
+		if !strings.ContainsFunc(text, func(r rune) bool { return !unicode.In(r, unicode.Z, unicode.Cc, unicode.Cf) }) {
+			continue // there is nothing to be seen
 		}
 		data, err := json.Marshal(line{From: name, Text: text})
 		if err != nil {
 			return err
 		}
+		refused := func(outcome client.Outcome, err error) {
+			failed.Add(1)
+			p.print("--- %v: %q: %v", outcome, short(text), err)
+		}
 		pending, err := c.Send(ctx, room, client.Message{Data: data})
+		if errors.Is(err, client.ErrTooLarge) {
+			refused(client.NotStored, err) // and the next line may be shorter
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		answers.Go(func() {
 			if receipt, err := pending.Wait(ctx); err != nil && ctx.Err() == nil {
-				failed.Add(1)
-				p.print("--- %v: %q: %v", receipt.Outcome, text, err)
+				refused(receipt.Outcome, err)
 			}
 		})
 	}
 	answers.Wait()
-	if n := failed.Load(); n > 0 {
-		return fmt.Errorf("%d lines were not acknowledged", n)
+	err := lines.Err()
+	if errors.Is(err, bufio.ErrTooLong) {
+		err = fmt.Errorf("a line is longer than %d bytes, and nothing from there on was read", longest)
 	}
-	return lines.Err()
+	if n := failed.Load(); n > 0 {
+		err = errors.Join(fmt.Errorf("%d lines were not acknowledged", n), err)
+	}
+	return err
+}
+
+// short is a text, or how it begins.
+func short(text string) string {
+	if r := []rune(text); len(r) > 60 {
+		return string(r[:60]) + "…"
+	}
+	return text
 }
 
 // listen prints what is said.
@@ -172,11 +247,14 @@ func listen(ctx context.Context, sub *client.Subscription, p *printer) error {
 	return nil
 }
 
-// clean takes out what would do something to the terminal.
+// clean takes out what would do something to the terminal, or turn around what follows.
 func clean(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		switch {
+		case r < ' ', r >= 0x7f && r < 0xa0:
 			return '·'
+		case r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+			return -1
 		}
 		return r
 	}, text)
@@ -233,6 +311,9 @@ func (p *printer) up(s *client.Session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.session, p.since, p.missed = s.Number, time.Now(), 0
+	if p.quiet != nil {
+		p.quiet.Stop() // that of the session before
+	}
 	if s.Number > 1 {
 		p.quiet = time.AfterFunc(quiet, p.resumed)
 	}

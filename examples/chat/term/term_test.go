@@ -3,17 +3,20 @@ package main
 import (
 	"context"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
+	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/internal/faultproxy"
 	"github.com/holdfast-ws/holdfast/internal/leak"
 )
@@ -187,7 +190,7 @@ func TestTheRoomIsShownFromItsHistoryOn(t *testing.T) {
 	if n := strings.Count(s.String(), "long ago"); n != history-1 {
 		t.Errorf("%d messages of %d were long ago", n, history)
 	}
-	c.say(`{"from":"b\u001b[2Jert","text":"now\nand"}`)
+	c.say(`{"from":"b\u001b[2Jert","text":"now\n\u202eand\u2066"}`)
 	c.say(`["something else"]`)
 	io.WriteString(s.keys, "typed\n")
 	s.shows("b·\\[2Jert: now·and\n", "    \\[\"something else\"\\]\n", "anna: typed\n")
@@ -239,9 +242,59 @@ func TestWhoIsRefusedIsToldAndItEnds(t *testing.T) {
 	if err := s.ends(); err == nil || !strings.Contains(err.Error(), "4403") && !strings.Contains(err.Error(), "forbidden") {
 		t.Error(err)
 	}
-	if err := run(c.ctx, "http:\n", "anna", strings.NewReader(""), io.Discard); err == nil {
-		t.Error("a URL that is none, and no error")
+	// The name would do, but not for this server.
+	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no Annas here", 400) }))
+	defer refuses.Close()
+	in, keys := io.Pipe()
+	defer keys.Close()
+	err := run(c.ctx, "ws"+strings.TrimPrefix(refuses.URL, "http")+"/ws", "anna", in, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "no Annas here") {
+		t.Error(err)
 	}
+	for _, tt := range []struct{ url, name, want string }{
+		{"http:\n", "anna", "-url: "},
+		{"http://localhost:8080/ws", "anna", "is not one of a WebSocket"},
+		{"ws://localhost:8080", "anna", "the chat is at ws://localhost:8080/ws"},
+		{"ws://localhost:8080/", "anna", "the chat is at ws://localhost:8080/ws"},
+		{"ws://localhost:8080/ws", "", "who are you?"},
+		{"ws://localhost:8080/ws", "an\nna", "who are you?"},
+		{"ws://localhost:8080/ws", strings.Repeat("ü", 33), "who are you?"},
+	} {
+		if err := run(c.ctx, tt.url, tt.name, strings.NewReader(""), io.Discard); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q, %q: %v, want %q", tt.url, tt.name, err, tt.want)
+		}
+	}
+}
+
+// Lines that are too long for the server, or for us, do not take others with them.
+func TestALongLineIsRefusedAlone(t *testing.T) {
+	c := newChat(t)
+	in := "one\n" + strings.Repeat("x", 200<<10) + "\n\u200b\u2060\ntwo\n" + strings.Repeat("y", longest+1) + "\n"
+	s := &terminal{t: t}
+	err := run(c.ctx, "ws://"+c.net.Addr()+"/ws", "anna", strings.NewReader(in), s)
+	if err == nil || !strings.Contains(err.Error(), "1 lines were not acknowledged") || !strings.Contains(err.Error(), "a line is longer than") {
+		t.Error(err)
+	}
+	s.shows(`--- not stored: "x{60}…": `)
+	if said := c.said(2); len(said) != 2 || !strings.Contains(said[1], "two") {
+		t.Errorf("said %q", said)
+	}
+}
+
+// A session that begins says nothing more of what the one before has brought.
+func TestWhatWasMissedIsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		p := &printer{out: &out}
+		for n := 1; n <= 3; n++ {
+			p.up(&client.Session{Number: n})
+		}
+		time.Sleep(2 * quiet)
+		p.close()
+		if n := strings.Count(out.String(), "connected again"); n != 1 {
+			t.Errorf("said %d times:\n%s", n, out.String())
+		}
+	})
 }
 
 // What was typed and cannot be said is not passed over.
