@@ -96,8 +96,12 @@ func (c *conn) accept(w http.ResponseWriter, r *http.Request) (err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ws, c.net = ws, h.conn
+	if c.closing != 0 && !c.dead.Load() { // the end came before the beginning, and is to be told
+		c.writing = true
+		c.writer()
+	}
 	if c.closing != 0 || c.dead.Load() {
-		return errRefused // the end came before the beginning
+		return errRefused
 	}
 	return nil
 }

@@ -1,11 +1,13 @@
 package gateway
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"math"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -655,6 +657,39 @@ func TestMessagesAreNotLongerThanTheProtocolSays(t *testing.T) {
 		}
 		if longest < 6*40<<10 {
 			t.Errorf("%d", longest)
+		}
+	})
+}
+
+// slowHijack lets something happen in the middle of a handshake.
+type slowHijack struct {
+	http.ResponseWriter
+	meanwhile func()
+}
+
+func (w *slowHijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.meanwhile()
+	return http.NewResponseController(w.ResponseWriter).Hijack()
+}
+
+// Who was in the middle of its handshake when Shutdown began saw the connection end after a
+// second, without a word.
+func TestAHandshakeInTheMiddleOfAShutdownIsToldSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{})
+		var once sync.Once
+		r.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			r.gw.ServeHTTP(&slowHijack{w, func() {
+				once.Do(func() {
+					go r.gw.Shutdown(context.Background())
+					time.Sleep(time.Second) // until all are told
+				})
+			}}, req)
+		})
+		s := r.socket()
+		s.expect(wire.Goodbye)
+		if end := s.end(); end.code != wire.CloseRestart {
+			t.Errorf("%+v", end)
 		}
 	})
 }

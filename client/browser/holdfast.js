@@ -480,9 +480,10 @@ class Link {
         return;
       case 'beat': if (this.state === 'open') this.ws.send('{"t":"beat"}'); return; // by this code: pongs lie (trap 10)
       case 'goodbye':
-        if (this.bye || this.state !== 'open') return;
+        if (this.bye) return;
+        this.loop.hint(f.window ?? 0); // perhaps instead of a welcome
+        if (this.state !== 'open') return;
         this.bye = true; // what was sent is still answered
-        this.loop.hint(f.window ?? 0);
         this.after(T.goodbye, () => this.down('goodbye'));
         return;
       case 'error': if (this.state !== 'open') this.why = f.message ?? f.code ?? ''; // a close code follows

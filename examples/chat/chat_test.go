@@ -495,6 +495,9 @@ func TestEndsAreHandedOnBothWays(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.Write(ctx, websocket.MessageText, []byte(`{"t":"hello","v":1,"token":"anna"}`))
+		if _, welcome, err := conn.Read(ctx); err != nil || !strings.Contains(string(welcome), `"welcome"`) {
+			t.Fatalf("%s: %s, %v", what, welcome, err)
+		}
 		push(t, c, what+"?node=node-1")
 		push(t, c, what+"?node=node-2")
 		var said string
