@@ -311,7 +311,7 @@ func (t *topic) refresh() {
 	defer t.mu.Unlock()
 	if err != nil {
 		t.hub.count.errors.Add(1)
-		if t.hub.ctx.Err() == nil {
+		if t.hub.ctx.Err() == nil && t.failures&(t.failures-1) == 0 { // the first, and ever fewer of those that follow it
 			t.hub.log.Warn("cannot read a topic", "topic", t.name, "error", err, "failures", t.failures)
 		}
 		for _, w := range wants {

@@ -195,7 +195,7 @@ func (h *Hub) sweepLoop() {
 		}
 		if err := h.sweep(again); err != nil {
 			h.count.errors.Add(1)
-			if h.ctx.Err() == nil {
+			if h.ctx.Err() == nil && failures&(failures-1) == 0 { // the first, and ever fewer of those that follow it
 				h.log.Warn("cannot compare heads", "error", err, "failures", failures)
 			}
 			if failures++; again {
@@ -203,6 +203,9 @@ func (h *Hub) sweepLoop() {
 				continue
 			}
 		} else {
+			if failures > 0 {
+				h.log.Info("heads can be compared again", "failures", failures)
+			}
 			failures, again = 0, false
 		}
 		next.Reset(spread())

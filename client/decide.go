@@ -15,8 +15,9 @@ const (
 	// Retry: connect again, after a delay.
 	Retry Verdict = iota
 	// Refresh: connect again, after a delay, with new credentials. Once: if these are
-	// refused as well, or if there is no [Options.Prepare] that could get them, it is
-	// the same as Final, for all servers. After a session that was stable the delay is
+	// refused as well (before the session is stable or, of a gateway, before its welcome), or
+	// if there is no [Options.Prepare] that could get them, it is the same as Final, for all
+	// servers. After a session that was stable the delay is
 	// short: the first one of Options.Backoff, without First.
 	Refresh
 	// Final: end the loop; the error is the last one. But if it is the answer of one of

@@ -21,7 +21,7 @@ func TestPlantedBugsOfSessionsAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "refresh for ever", File: "redial.go",
 			Old: "verdict == Refresh && r.Prepare != nil && !err.refreshed:", New: "verdict == Refresh && r.Prepare != nil:"},
 		mutant.Mutant{Why: "refresh for ever after 4401", File: "redial.go",
-			Old: "(stable || !s.refresh)", New: "(stable || !s.refresh || s.refresh)"},
+			Old: "(stable || taken || !s.refresh)", New: "(stable || taken || !s.refresh || s.refresh)"},
 		mutant.Mutant{Why: "Retry-After is ignored", File: "redial.go",
 			Old: "if err.retryAfter > 0 {", New: "if false {"},
 		mutant.Mutant{Why: "Retry-After is not spread", File: "redial.go",

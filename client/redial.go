@@ -226,8 +226,9 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 	if err != errNudged {
 		verdict = r.Decide(err)
 	}
+	taken := r.needReady && !s.since.IsZero() // the server has taken the credentials, and ended the session later
 	switch {
-	case verdict == Refresh && r.Prepare != nil && (stable || !s.refresh):
+	case verdict == Refresh && r.Prepare != nil && (stable || taken || !s.refresh):
 		r.refresh = true
 	case verdict != Retry:
 		r.Trace.down(s, err, 0)

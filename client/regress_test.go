@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -173,6 +174,29 @@ func TestNoneIsDroppedInVain(t *testing.T) {
 		send(t, c, "a", `"`+strings.Repeat("x", 200)+`"`) // for which some are enough
 		if small[0].Progress() != client.Failed || small[4].Progress() != client.Waiting {
 			t.Error(small[0].Progress(), small[4].Progress())
+		}
+	})
+}
+
+// Whoever was logged out twice within ten seconds, as by two other devices of the user that
+// were, was ended for good, though the server had welcomed the credentials in between.
+func TestLoggedOutTwiceAndWelcomedInBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			if p.n <= 5 {
+				time.Sleep(time.Second)
+				p.Close(4401, "logged out")
+				return
+			}
+			p.drain()
+		})
+		c := g.client(func(o *client.Options) {
+			o.Prepare = func(context.Context, *client.Dial) error { return nil }
+		})
+		time.Sleep(10 * time.Minute)
+		if state := c.State(); state != client.Ready || g.connections() != 6 {
+			t.Errorf("%v, %d connections", state, g.connections())
 		}
 	})
 }

@@ -285,7 +285,9 @@ func (f *feed) run() {
 			return
 		}
 		f.w.plane.count.interruptions.Add(1)
-		f.w.plane.log.Warn("connection for live messages lost", "error", err, "failures", failures)
+		if failures&(failures-1) == 0 { // the first, and ever fewer of those that follow it
+			f.w.plane.log.Warn("connection for live messages lost", "error", err, "failures", failures)
+		}
 		had = had || ok
 		if failures++; ok && time.Since(begun) > 10*time.Second {
 			failures = 0

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"html/template"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -23,7 +24,8 @@ type note struct {
 
 type app struct {
 	mux   *http.ServeMux
-	added func(note) // called for each new note; may be nil
+	added func(note)        // called for each new note; may be nil
+	left  func(user string) // called after a logout; may be nil
 
 	mu       sync.Mutex // guards all below
 	notes    []note
@@ -39,6 +41,7 @@ func newApp() *app {
 	a := &app{mux: http.NewServeMux(), sessions: map[string]string{}}
 	a.mux.HandleFunc("GET /{$}", a.index)
 	a.mux.HandleFunc("POST /login", a.login)
+	a.mux.HandleFunc("POST /logout", a.logout)
 	a.mux.HandleFunc("POST /notes", a.add)
 	return a
 }
@@ -65,6 +68,18 @@ func (a *app) login(w http.ResponseWriter, r *http.Request) {
 	a.sessions[session] = name
 	a.mu.Unlock()
 	http.SetCookie(w, &http.Cookie{Name: "session", Value: session, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
+// logout ends all sessions of a user.
+func (a *app) logout(w http.ResponseWriter, r *http.Request) {
+	user := a.user(r)
+	a.mu.Lock()
+	maps.DeleteFunc(a.sessions, func(_, of string) bool { return of == user })
+	a.mu.Unlock()
+	if user != "" && a.left != nil {
+		a.left(user)
+	}
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 

@@ -106,6 +106,44 @@ func TestWhoIsLoggedInGetsEachNoteOnce(t *testing.T) {
 	}
 }
 
+func TestWhoLogsOutIsDisconnected(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	srv := serve(t)
+	anna, bert := visit(t, srv, "anna"), visit(t, srv, "bert")
+	open := func(b *http.Client) *client.Subscription {
+		c, err := client.New(strings.Replace(srv.URL, "http", "ws", 1)+"/ws", &client.Options{HTTPClient: b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close(ctx) })
+		sub, err := c.Subscribe("notes", &client.SubscribeOptions{Last: 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Wait(ctx, client.Ready); err != nil {
+			t.Fatal(err)
+		}
+		return sub
+	}
+	annas, berts := open(anna), open(bert)
+	resp, err := anna.Post(srv.URL+"/logout", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if _, err := annas.Next(ctx); websocket.CloseStatus(err) != 4401 {
+		t.Errorf("who has logged out: %v", err)
+	}
+	if resp, err = bert.PostForm(srv.URL+"/notes", url.Values{"text": {"still here"}}); err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if _, err := berts.Next(ctx); err != nil {
+		t.Errorf("somebody else: %v", err)
+	}
+}
+
 func TestThePageAsksForWhatItNeeds(t *testing.T) {
 	a := newApp()
 	srv := httptest.NewServer(a.mux)

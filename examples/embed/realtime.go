@@ -12,8 +12,9 @@ import (
 	"github.com/holdfast-ws/holdfast/client/browser"
 )
 
-// This file is what was added: every new note is published, and who is logged in may
-// subscribe. For several servers, put redisplane.New in place of NewMemory.
+// This file is what was added: every new note is published, who is logged in may
+// subscribe, and who logs out is disconnected. For several servers, put redisplane.New in
+// place of NewMemory, and tell all of them of a logout.
 
 type realtime struct {
 	memory *backplane.Memory
@@ -40,6 +41,7 @@ func newRealtime(a *app) (*realtime, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.left = func(user string) { gw.Disconnect(user) } // when the session is no more, or the client comes back with it
 	a.mux.Handle("GET /ws", gw)
 	a.mux.Handle("GET /holdfast/", http.StripPrefix("/holdfast/", browser.Handler(nil)))
 	a.added = func(n note) {

@@ -369,6 +369,7 @@ func TestTheSnippetsAreGo(t *testing.T) {
 
 import (
 	"context"
+	"log"
 	"net/http"
 	"os"
 	"os/signal"
