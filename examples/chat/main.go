@@ -248,8 +248,7 @@ func (c *chat) node(name string) *node {
 func (c *chat) close() error {
 	c.cancel()
 	for _, n := range c.nodes {
-		n.mu.Lock() // who is about to end a node has begun to, and nobody does any more
-		n.mu.Unlock()
+		n.settle()
 	}
 	c.wg.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

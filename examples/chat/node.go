@@ -164,6 +164,13 @@ func (n *node) kill(pause time.Duration) bool {
 	return true
 }
 
+// settle waits for whoever is about to end the node. Once its context has ended nobody
+// begins to.
+func (n *node) settle() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+}
+
 // drain has a node say goodbye to its clients and end. It comes back after a time. It
 // reports whether there was anything to drain.
 func (n *node) drain(pause time.Duration) bool {
