@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 func TestZombiesAreFoundAndAPauseKillsNobody(t *testing.T) {
 	for _, plain := range []string{"-plain=true", "-plain=false"} {
 		var out bytes.Buffer
-		args := []string{"-conns", "90", "-interval", "1s", "-timeout", "500ms", "-pause", "2s", plain}
+		args := []string{"-conns", "90", "-interval", "2s", "-timeout", "1500ms", "-pause", "4s", plain}
 		if plain == "-plain=false" {
 			args[len(args)-2] = "0"
 		}
