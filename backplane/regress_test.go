@@ -663,3 +663,34 @@ func TestWhoLagsIsToldHowManyItMissedAlsoWithoutASnapshot(t *testing.T) {
 		}
 	})
 }
+
+// Somebody who came when the Hub knew only the newest message, and just as the history went
+// back to before that, was told that what was still there had been trimmed.
+func TestAHistoryThatGoesBackWhileItIsReadFurtherIsNotTrimmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		other := hub(t, b, quiet())
+		var ps []replay.Position
+		for _, text := range []string{"1", "2", "3", "4", "5"} {
+			ps = append(ps, publish(t, other, "x", text).Pos)
+		}
+		h := hub(t, b, quiet())
+		newest := subscribe(t, h, "x", &SubscribeOptions{Last: 1})
+		gets(t, newest, "5")
+		var once sync.Once
+		b.set(func() {
+			b.onRead = func(_ context.Context, _ string, after replay.Position, do func() (Page, error)) (Page, error) {
+				if after.IsZero() { // for more than the newest
+					once.Do(func() { b.rewind("x", 2) })
+				}
+				return do()
+			}
+		})
+		late := subscribe(t, h, "x", &SubscribeOptions{After: ps[1]})
+		gets(t, late, "3")
+		gets(t, newest, "reset(ahead 0) 1 2 3")
+		if n := h.Stats().Rewinds; n != 1 {
+			t.Errorf("%d rewinds", n)
+		}
+	})
+}

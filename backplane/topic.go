@@ -36,22 +36,23 @@ type topic struct {
 
 	mu       sync.Mutex // guards all below; the log's lock and Hub.workMu may be taken under it
 	ended    bool
-	watched  bool        // confirmed
-	joined   bool        // log follows the backplane
-	deep     bool        // log has all that the backplane had, or as much as it has room for
-	wanted   bool        // a refresh has to begin
-	busy     bool        // one is queued, running, or waits for its next try
-	failures int         // of refreshes, in a row
-	retry    *time.Timer // of a refresh that failed
-	waiting  []*want     // served by the next refresh
-	early    []early     // hints that came before what they follow
-	round    uint32      // counts refreshes
-	distrust time.Time   // until then a hint may be of a history that is gone
-	rung     bool        // a hint is to lead to a refresh in a moment
-	odd      int         // pages in a row that did not fit
-	grace    *time.Timer // runs while early may still resolve itself
-	recent   []ephemeral // the newest, in order
-	snap     *snapshot   // being made
+	watched  bool            // confirmed
+	joined   bool            // log follows the backplane
+	deep     bool            // log has all that the backplane had, or as much as it has room for
+	start    replay.Position // where the log began when it was last filled; it still does if nothing was dropped
+	wanted   bool            // a refresh has to begin
+	busy     bool            // one is queued, running, or waits for its next try
+	failures int             // of refreshes, in a row
+	retry    *time.Timer     // of a refresh that failed
+	waiting  []*want         // served by the next refresh
+	early    []early         // hints that came before what they follow
+	round    uint32          // counts refreshes
+	distrust time.Time       // until then a hint may be of a history that is gone
+	rung     bool            // a hint is to lead to a refresh in a moment
+	odd      int             // pages in a row that did not fit
+	grace    *time.Timer     // runs while early may still resolve itself
+	recent   []ephemeral     // the newest, in order
+	snap     *snapshot       // being made
 }
 
 // A want is a subscriber that waits for the log to reach its start.
@@ -410,9 +411,17 @@ func (t *topic) readAnew(was replay.Position, rewound bool) error {
 func (t *topic) adopt(page Page) error {
 	from, gap := before(page), t.gap(page.Head)
 	switch {
-	case gap == nil && t.has(from), gap != nil && gap.Reason == replay.ReasonTrimmed:
+	case gap == nil && t.has(from):
 		t.deep = true
-		return nil // it has all of them, or only newer ones
+		return nil // it has all of them
+	case gap != nil && gap.Reason == replay.ReasonTrimmed:
+		if oldest, _ := t.log.Bounds(); oldest != t.start {
+			t.deep = true
+			return nil // it has only newer ones, as it had no room for more
+		}
+		// The log began after what is the newest now: the history has gone back meanwhile.
+		t.hub.count.rewinds.Add(1)
+		t.distrustHints()
 	case gap == nil: // they go further back
 		var newer replay.Batch
 		if t.log.After(page.Head, &newer, replay.Budget{Entries: -1, Bytes: -1}) == nil {
@@ -439,6 +448,7 @@ func (t *topic) replace(page Page) error {
 	if t.log.Reset(before(page), page.Entries...) != replay.Appended {
 		return errContradiction
 	}
+	t.start, _ = t.log.Bounds()
 	t.deep, t.odd = true, 0
 	return nil
 }
@@ -491,6 +501,7 @@ func (t *topic) begin(after replay.Position, page Page, deep bool) error {
 	if t.log.Reset(after, page.Entries...) != replay.Appended {
 		return errContradiction
 	}
+	t.start, _ = t.log.Bounds()
 	t.joined = true
 	t.deep = deep || after.Seq == 0
 	return nil
