@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -29,8 +28,8 @@ type WebKit struct {
 	first  string // a tab that stays: there has to be one to open others
 	http   http.Client
 
-	mu      sync.Mutex // guards current, and keeps calls one after the other
-	current string     // the tab that calls are about
+	turn    chan struct{} // has room for one: whoever makes a call, and has current
+	current string        // the tab that calls are about
 }
 
 // StartWebKit starts the WebKitWebDriver that is on PATH, with it the browser that Debian
@@ -52,7 +51,7 @@ func StartWebKit() (b *WebKit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b = &WebKit{dir: dir}
+	b = &WebKit{dir: dir, turn: make(chan struct{}, 1)}
 	b.http.Transport = &http.Transport{DisableKeepAlives: true}
 	defer func() {
 		if err != nil {
@@ -151,8 +150,12 @@ func (b *WebKit) call(ctx context.Context, method, url string, params, result an
 
 // in makes a call about a tab.
 func (b *WebKit) in(ctx context.Context, tab, method, path string, params, result any) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-b.turn }()
 	if tab != b.current {
 		if err := b.call(ctx, "POST", b.base+"/window", map[string]any{"handle": tab}, nil); err != nil {
 			return err
@@ -197,8 +200,8 @@ func (b *WebKit) reload(ctx context.Context, tab string) error {
 
 func (b *WebKit) close(ctx context.Context, tab string) error {
 	err := b.in(ctx, tab, "DELETE", "/window", nil, nil)
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.turn <- struct{}{}
+	defer func() { <-b.turn }()
 	if b.current == tab {
 		b.current = ""
 	}
