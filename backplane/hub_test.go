@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/holdfast-ws/holdfast/internal/leak"
 	"github.com/holdfast-ws/holdfast/replay"
 )
@@ -1573,8 +1573,8 @@ func TestTheDefaultsAreAsDocumented(t *testing.T) {
 		if x.Messages != DefaultOutboxMessages || x.Bytes != DefaultOutboxBytes || x.Age != DefaultOutboxAge || x.Done != nil {
 			t.Errorf("%+v", x)
 		}
-		if !reflect.DeepEqual(given, Options{Outbox: &Outbox{}}) {
-			t.Error("the caller's options were changed")
+		if diff := cmp.Diff(Options{Outbox: &Outbox{}}, given); diff != "" {
+			t.Errorf("the caller's options were changed (-want +got):\n%s", diff)
 		}
 		if h := hub(t, newTap(t, nil), nil); h.opts.Sweep != DefaultSweep || h.outbox != nil {
 			t.Error("nil is not all defaults")
