@@ -6,19 +6,11 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
-)
 
-// cpu returns the processor time that this process has used.
-func cpu() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
+	"github.com/holdfast-ws/holdfast/internal/cputime"
+)
 
 var (
 	payload = make([]byte, 128)
@@ -275,12 +267,12 @@ func fan(b *testing.B, n int, publish func()) {
 	b.ReportAllocs()
 	publish()
 	b.ResetTimer()
-	start := cpu()
+	start := cputime.Used()
 	for range b.N {
 		publish()
 	}
 	b.StopTimer()
-	b.ReportMetric(float64(cpu()-start)/float64(b.N)/float64(n), "cpu-ns/reader")
+	b.ReportMetric(float64(cputime.Used()-start)/float64(b.N)/float64(n), "cpu-ns/reader")
 }
 
 // A counter tells when n messages have been counted.

@@ -237,7 +237,7 @@ func newDuel(rnd *rand.Rand, seen map[string]int) *duel {
 	limits := Limits{
 		Entries: pick(-1, 1, 2, 3, 7, 8, 9, 30),
 		Bytes:   int64(pick(-1, 1, 20, 100, 1000)),
-		Age:     time.Duration(pick(-1, -1, 1, int(time.Second), int(time.Minute), int(time.Hour))),
+		Age:     []time.Duration{-1, -1, 1, time.Second, time.Minute, time.Hour}[rnd.IntN(6)],
 	}
 	if limits.Entries < 0 && limits.Age < 0 && limits.Bytes < 0 {
 		limits.Entries = 50 // the model is slow

@@ -14,7 +14,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -118,7 +117,7 @@ func show(ctx context.Context, p plan, out io.Writer) error {
 	if p.pause > 0 {
 		table.line("the server stands still for %v …", p.pause)
 		if err := standStill(p.pause); err != nil {
-			return err
+			return fmt.Errorf("the server cannot stand still (-pause 0 leaves it out): %w", err)
 		}
 		if err := table.watch(ctx, p.interval+p.timeout+time.Second, never); err != nil {
 			return err
@@ -163,15 +162,6 @@ func (s *server) check(p plan) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// standStill stops this process, as a debugger or a migrating virtual machine
-// would. Another process wakes it.
-func standStill(d time.Duration) error {
-	pid := os.Getpid()
-	waker := exec.Command("sh", "-c", fmt.Sprintf("kill -STOP %d; sleep %.3f; kill -CONT %d", pid, d.Seconds(), pid))
-	waker.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	return waker.Run()
 }
 
 // memory returns what this process holds, without garbage.

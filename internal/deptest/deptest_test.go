@@ -31,6 +31,7 @@ var table = Table{
 	"heartbeat":           nil,
 	"replay":              nil,
 	"internal/chromium":   nil,
+	"internal/cputime":    nil,
 	"internal/deptest":    nil,
 	"internal/faultproxy": nil,
 	"internal/leak":       nil,
