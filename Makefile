@@ -3,16 +3,21 @@
 FUZZTIME ?= 30s
 BENCH    ?= .
 
-.PHONY: demo test test-engines bench bench-browser bench-peers fuzz lint
+.PHONY: demo test verify test-engines bench bench-browser bench-peers fuzz lint
 
 # What the project does, without a server to install: a chat on two servers, to be broken
 # while one looks.
 demo:
 	go run ./examples/chat
 
-# Installs what the tests need and the machine lacks, then runs all of them.
+# Installs what the tests need and the machine lacks, then runs them, but for those that
+# take long.
 test:
 	.ci/test
+
+# Those that take long: planted bugs, long simulations, comparisons with peers.
+verify:
+	.ci/verify
 
 # What is tried in Chromium, in Firefox and WebKit, which are installed if they are missing.
 test-engines:

@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 	"unsafe"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 func newMonitor(t *testing.T, config Config) *Monitor {
@@ -396,8 +398,8 @@ func TestADay(t *testing.T) {
 		m := newMonitor(t, Config{})
 		const peers = 200
 		hours := 24
-		if testing.Short() {
-			hours = 1
+		if !verify.On() {
+			hours = 2
 		}
 		var die [peers]atomic.Bool
 		for i := range peers {

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 // Faults that a review found in earlier states of this package, each with what it
@@ -185,7 +187,7 @@ func TestProbesWhileTheSchedulerSleepsKillNobody(t *testing.T) {
 		watch(t, m, nil, &counting{})
 	}
 	rounds := 200
-	if testing.Short() {
+	if !verify.On() {
 		rounds = 20
 	}
 	for range rounds {

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 	"unsafe"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 func TestNextReadsThePastAndThenThePresent(t *testing.T) {
@@ -491,7 +493,7 @@ func TestWakeMakesArmedCursorsReadyAndNoOthers(t *testing.T) {
 // forgotten, none is returned twice or after it was closed.
 func TestPollersUnderStress(t *testing.T) {
 	rounds, workers := 3000, 6
-	if testing.Short() {
+	if !verify.On() {
 		rounds = 500
 	}
 	logs := []*Log{New(Limits{Entries: 100}), New(Limits{Entries: 100}), New(Limits{Entries: 100})}
@@ -666,7 +668,7 @@ func (r *reader) take(b *Batch, err error) {
 
 func TestFourWritersAndAThousandReaders(t *testing.T) {
 	writers, each, readers := 4, 5000, 1000
-	if testing.Short() {
+	if !verify.On() {
 		each, readers = 500, 100
 	}
 	total := uint64(writers * each)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 var modelOps = flag.Int("model.ops", 1_000_000, "random operations of the model test, all seeds together")
@@ -578,7 +580,7 @@ func compare(what string, got Batch, err error, want Batch, wantErr error) error
 func TestModel(t *testing.T) {
 	const perSeed = 5000
 	seeds := max(1, *modelOps/perSeed)
-	if testing.Short() {
+	if !verify.On() {
 		seeds = min(seeds, 20)
 	}
 	seen := map[string]int{}
@@ -596,7 +598,7 @@ func TestModel(t *testing.T) {
 			t.Errorf("the answer %q came only %d times: the model does not test it", answer, seen[answer])
 		}
 	}
-	t.Logf("%d operations agree, seeds 0 to %d: %v", seeds*perSeed, seeds-1, seen)
+	verify.Report(t, "%d seeds, %d operations agree: %v", seeds, seeds*perSeed, seen)
 }
 
 func runModel(t *testing.T, seed uint64, ops int, seen map[string]int) (err error) {

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 var update = flag.Bool("update", false, "rewrite herd.svg and the figures in README.md")
@@ -32,6 +34,7 @@ func find(t *testing.T, scenario, policy string) result {
 
 // The project's targets for a herd of 10 000 clients and 500 handshakes/s.
 func TestLoopMeetsItsTargets(t *testing.T) {
+	verify.Only(t, "a long simulation")
 	limit := ideal(10_000, 500) * 115 / 100
 	outage := find(t, "outage", "Loop, Cap 10 s")
 	if outage.p99 > limit || outage.connected != 10_000 {
@@ -60,6 +63,7 @@ func TestLoopMeetsItsTargets(t *testing.T) {
 // What the others are here to show. If one of these fails, the model no longer
 // shows what the text says.
 func TestTheOthersShowTheirFaults(t *testing.T) {
+	verify.Only(t, "a long simulation")
 	if r := find(t, "outage", "common formula"); r.perSecond < 8000 || r.p99 < 100*time.Second {
 		t.Errorf("common formula after an outage: peak %d/s, p99 %v", r.perSecond, r.p99)
 	}
@@ -209,6 +213,9 @@ func TestSmallAndOddSizesRun(t *testing.T) {
 
 // The README shows the picture and the figures that this program makes.
 func TestReadmeShowsWhatTheProgramMakes(t *testing.T) {
+	if !*update {
+		verify.Only(t, "a long simulation")
+	}
 	var table bytes.Buffer
 	printMarkdown(&table, full(), 10_000, 500, 1)
 	const begin, end = "<!-- go run ./examples/herd -markdown -->\n", "<!-- end -->\n"

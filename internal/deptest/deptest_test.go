@@ -1,6 +1,7 @@
 package deptest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -36,14 +37,15 @@ var table = Table{
 	"internal/faultproxy": nil,
 	"internal/leak":       nil,
 	"internal/memnet":     {"./backoff"}, // its tests run coder/websocket over it
-	"internal/mutant":     nil,
+	"internal/mutant":     {"./internal/verify"},
 	"internal/readme":     nil,
-	"internal/redistest":  nil,
+	"internal/redistest":  {"./internal/verify"},
 	"internal/retryafter": nil,
 	"internal/torture": { // its Fabric is between gateways and clients
 		"./backoff", "./backplane", "./backplane/gateway", "./client", "./heartbeat", "./replay", "./internal/memnet", "./internal/retryafter", "./internal/wire",
 		"github.com/coder/websocket",
 	},
+	"internal/verify":    nil,
 	"internal/webdriver": {"github.com/coder/websocket"}, // a protocol over WebSocket
 	"internal/wire":      {"./replay"},
 	"internal/wsrig":     nil,
@@ -57,7 +59,7 @@ var table = Table{
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys",
 	},
 	"examples/twoservers": {
-		"./backoff", "./backplane", "./replay", "./internal/redistest", "github.com/redis/go-redis/v9",
+		"./backoff", "./backplane", "./replay", "./internal/redistest", "./internal/verify", "github.com/redis/go-redis/v9",
 		"github.com/cespare/xxhash/v2", "go.uber.org/atomic", "golang.org/x/sys",
 	},
 }
@@ -147,11 +149,13 @@ func main() { println(`+expression+`) }
 	run := func(args ...string) string {
 		cmd := exec.Command("go", args...)
 		cmd.Dir = dir
-		// What the root module has downloaded must be enough.
-		cmd.Env = append(os.Environ(), "GOPROXY=off", "GOSUMDB=off", "GOFLAGS=-mod=mod", "GOWORK=off")
-		out, err := cmd.CombinedOutput()
+		// It may have to download test dependencies that nothing else here needs.
+		cmd.Env = append(os.Environ(), "GOSUMDB=off", "GOFLAGS=-mod=mod", "GOWORK=off")
+		var errs bytes.Buffer
+		cmd.Stderr = &errs // also of downloads
+		out, err := cmd.Output()
 		if err != nil {
-			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, &errs)
 		}
 		return string(out)
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 // A Mutant is one planted bug.
@@ -22,24 +24,27 @@ type Mutant struct {
 }
 
 // Run plants each of the mutants by itself in the package in the current folder
-// and runs its tests that match the regular expression tests, with -short. They
-// must pass without a bug and fail with any. It uses the go command's overlay and changes no
+// and runs its tests that match the regular expression tests. They must pass
+// without a bug and fail with any. It uses the go command's overlay and changes no
 // file.
 //
-// It takes a second or so for each mutant, and is skipped with -short. With a number in
-// the environment variable HOLDFAST_MUTANTS, 3 say, one in three of them is tried, and
-// others each day. That all can still be planted is looked at in any case.
+// Each mutant takes a second or more, so only make verify plants them. With a number
+// n in the environment variable HOLDFAST_MUTANTS it plants one in n of them, others
+// each day. Run always checks that all of them can still be planted.
 func Run(t *testing.T, tests string, mutants ...Mutant) {
-	if testing.Short() {
-		t.Skip("planting bugs takes too long for -short")
-	}
-	if out, err := try(t, tests, ""); err != nil {
-		t.Fatalf("the tests %s fail without a planted bug: %v\n%s", tests, err, out)
-	}
 	share, turn := 1, 0
 	if n, err := strconv.Atoi(os.Getenv("HOLDFAST_MUTANTS")); err == nil && n > 1 {
 		share, turn = n, int(time.Now().Unix()/(24*60*60))%n
-		t.Logf("one in %d of %d planted bugs is tried today", n, len(mutants))
+	}
+	if !verify.On() {
+		verify.Report(t, "SKIPPED: %d planted bugs; make verify runs this", len(mutants))
+	} else {
+		if share > 1 {
+			verify.Report(t, "one in %d of %d planted bugs is tried today", share, len(mutants))
+		}
+		if out, err := try(t, tests, ""); err != nil {
+			t.Fatalf("the tests %s fail without a planted bug: %v\n%s", tests, err, out)
+		}
 	}
 	for i, m := range mutants {
 		t.Run(strings.ReplaceAll(m.Why, " ", "_"), func(t *testing.T) {
@@ -54,8 +59,8 @@ func Run(t *testing.T, tests string, mutants ...Mutant) {
 			if n := bytes.Count(source, []byte(m.Old)); n != 1 {
 				t.Fatalf("%s has %q %d times, want once: this mutant is out of date", m.File, m.Old, n)
 			}
-			if i%share != turn {
-				t.Skip("SKIPPED: not the turn of this planted bug")
+			if !verify.On() || i%share != turn {
+				return
 			}
 			dir := t.TempDir()
 			changed := filepath.Join(dir, "changed.go")
@@ -83,10 +88,11 @@ func Run(t *testing.T, tests string, mutants ...Mutant) {
 
 // try runs the tests with an overlay, or without one if it is empty.
 func try(t *testing.T, tests, overlay string) ([]byte, error) {
-	args := []string{"test", "-short", "-count=1", "-timeout=12s", "-vet=off", "-run", tests}
+	args := []string{"test", "-count=1", "-timeout=12s", "-vet=off", "-run", tests}
 	if overlay != "" {
 		args = append(args, "-overlay", overlay)
 	}
 	cmd := exec.CommandContext(t.Context(), "go", append(args, ".")...)
+	cmd.Env = append(os.Environ(), "HOLDFAST_VERIFY=", "HOLDFAST_REPORT=") // the short tests are enough
 	return cmd.CombinedOutput()
 }

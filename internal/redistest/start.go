@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 // syncTime is how long servers may take to find each other and to copy data.
@@ -31,7 +33,7 @@ func need(t testing.TB) {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("there is no %s, and CI=true: %v", binary, err)
 		}
-		t.Skipf("SKIPPED: THERE IS NO %s ON THE PATH, SO NOTHING IS KNOWN ABOUT REDIS", binary)
+		verify.Skip(t, "there is no "+binary+" on the path, so nothing is known about Redis")
 	}
 }
 
