@@ -14,6 +14,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
@@ -230,8 +232,8 @@ func TestPollerReturnsACursorOnceForEachArm(t *testing.T) {
 			for _, c := range cursors[:n] {
 				got = append(got, c.Value)
 			}
-			if !slices.Equal(got, want) || (err == nil) != (n > 0) {
-				t.Errorf("Wait returns %v, %v, want %v", got, err, want)
+			if diff := cmp.Diff(want, got); diff != "" || (err == nil) != (n > 0) {
+				t.Errorf("Wait returns %v, and cursors (-want +got):\n%s", err, diff)
 			}
 		}
 		wait("behind")

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
@@ -560,16 +562,15 @@ func compare(what string, got Batch, err error, want Batch, wantErr error) error
 	}
 	var gap, wantGap *GapError
 	if errors.As(err, &gap) && errors.As(wantErr, &wantGap) && *gap != *wantGap {
-		return fmt.Errorf("%s: %+v, want %+v", what, *gap, *wantGap)
+		return fmt.Errorf("%s (-want +got):\n%s", what, cmp.Diff(wantGap, gap))
 	}
 	if len(got.Entries) != len(want.Entries) || got.Conflated != want.Conflated || got.To != want.To || got.Head != want.Head {
-		return fmt.Errorf("%s: %d entries, %d conflated, to %+v, head %+v; want %d, %d, %+v, %+v", what,
-			len(got.Entries), got.Conflated, got.To, got.Head, len(want.Entries), want.Conflated, want.To, want.Head)
+		return fmt.Errorf("%s (-want +got):\n%s", what, cmp.Diff(want, got))
 	}
 	for i, e := range got.Entries {
 		w := want.Entries[i]
 		if e.Pos != w.Pos || e.Prev != w.Prev || e.Key != w.Key || len(e.Data) != len(w.Data) || !e.At.Equal(w.At) {
-			return fmt.Errorf("%s: entry %d is %+v, want %+v", what, i, e, w)
+			return fmt.Errorf("%s: entry %d (-want +got):\n%s", what, i, cmp.Diff(w, e))
 		}
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/replay"
 )
@@ -200,8 +202,8 @@ func TestTheTableCounts(t *testing.T) {
 		{fault: "lose", times: 1, sent: 1},
 		{fault: "total", times: 3, sent: 6, acked: 5, received: 9, replayed: 1, repeated: 1, missing: 2, told: 2, resets: 1},
 	}
-	if !slices.Equal(v.rows, want) {
-		t.Errorf("rows %+v, want %+v", v.rows, want)
+	if diff := cmp.Diff(want, v.rows, cmp.AllowUnexported(row{})); diff != "" {
+		t.Errorf("rows (-want +got):\n%s", diff)
 	}
 	var out strings.Builder
 	v.print(&out)

@@ -7,10 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 const module = "github.com/holdfast-ws/holdfast"
@@ -162,8 +163,8 @@ func main() { println(`+expression+`) }
 	run("mod", "tidy")
 	run("run", ".")
 	deps := strings.Fields(run("list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "."))
-	if want := []string{module + "/" + pkg, "example.test/stranger"}; !slices.Equal(deps, want) {
-		t.Errorf("the program is built from %v, want %v", deps, want)
+	if diff := cmp.Diff([]string{module + "/" + pkg, "example.test/stranger"}, deps); diff != "" {
+		t.Errorf("the program is built from (-want +got):\n%s", diff)
 	}
 	sum, err := os.ReadFile(filepath.Join(dir, "go.sum"))
 	if err != nil && !os.IsNotExist(err) {
@@ -221,8 +222,8 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		for _, err := range table.Check("m", g) {
 			got = append(got, err.Error())
 		}
-		if !slices.Equal(got, tt.want) {
-			t.Errorf("%s:\ngot  %q\nwant %q", tt.reason, got, tt.want)
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.reason, diff)
 		}
 	}
 }
