@@ -7,10 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
+	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,7 +25,8 @@ import (
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
-// Bounds of one call of the script.
+// Bounds of one call of the script. A message that is longer than maxBytes goes alone:
+// that is the least that Redis takes, whatever its settings.
 const (
 	maxTopics   = 64
 	maxMessages = 256
@@ -30,8 +36,8 @@ const (
 // A part is what the Plane has for one partition. Appends to it are coalesced by the
 // appenders themselves: the first makes its call at once, those that come meanwhile
 // queue, and when the call is done the first of them makes one call for all. So one
-// appender alone pays no more than a goroutine, without which its context could not end
-// its wait, and many share.
+// appender alone pays no more than a goroutine, without which neither its context nor
+// Timeout could end its wait, and many share.
 type part struct {
 	plane  *Plane
 	prefix string
@@ -62,6 +68,9 @@ func (p *Plane) Append(ctx context.Context, topic string, m backplane.Message) (
 	if err != nil {
 		return notStored, err
 	}
+	if uint64(len(m.Data)) > math.MaxUint32 {
+		return notStored, &backplane.InputError{Field: "Data", Reason: fmt.Sprintf("has %d bytes, more than %d", len(m.Data), uint32(math.MaxUint32))}
+	}
 	if m.ID == "" {
 		// What is sent again because the answer was lost must not be stored twice.
 		m.ID = "\x00" + crand.Text()
@@ -84,21 +93,28 @@ func (p *Plane) Append(ctx context.Context, topic string, m backplane.Message) (
 		part.queue = append(part.queue, c)
 	}
 	part.mu.Unlock()
+	// The call has a bound of its own, but a client may be slow to notice; and who
+	// queues behind it must not wait for its time and then for its own.
+	late := time.NewTimer(p.opts.Timeout)
+	defer late.Stop()
 	if !lead {
 		select {
 		case lead = <-c.turn:
 		case <-ctx.Done():
 			defer p.wg.Done()
-			return part.leave(c), context.Cause(ctx)
+			outcome, _ := part.leave(c)
+			return backplane.Receipt{Outcome: outcome}, context.Cause(ctx)
+		case <-late.C:
+			defer p.wg.Done()
+			outcome, done := part.leave(c)
+			if done {
+				return c.receipt, c.err
+			}
+			return backplane.Receipt{Outcome: outcome}, p.late()
 		}
 	}
 	if !lead {
 		p.wg.Done()
-		return c.receipt, c.err
-	}
-	if ctx.Done() == nil {
-		defer p.wg.Done()
-		part.lead(c)
 		return c.receipt, c.err
 	}
 	done := make(chan struct{})
@@ -112,17 +128,25 @@ func (p *Plane) Append(ctx context.Context, topic string, m backplane.Message) (
 		return c.receipt, c.err
 	case <-ctx.Done():
 		return backplane.Receipt{Outcome: backplane.Unknown}, context.Cause(ctx)
+	case <-late.C:
+		return backplane.Receipt{Outcome: backplane.Unknown}, p.late()
 	}
 }
 
-// leave takes c out of the queue, or passes on what it has been given.
-func (part *part) leave(c *appendCall) backplane.Receipt {
+// late is the error of an append that has taken as long as Timeout.
+func (p *Plane) late() error {
+	return fmt.Errorf("redisplane: no answer within %v (Options.Timeout): %w: %w", p.opts.Timeout, backplane.ErrUnavailable, context.DeadlineExceeded)
+}
+
+// leave takes c out of the queue, or passes on what it has been given. It returns what
+// is known of the message, and whether that is already in c.
+func (part *part) leave(c *appendCall) (outcome backplane.Outcome, done bool) {
 	part.mu.Lock()
 	for i, x := range part.queue {
 		if x == c {
 			part.queue = append(part.queue[:i:i], part.queue[i+1:]...)
 			part.mu.Unlock()
-			return backplane.Receipt{Outcome: backplane.NotStored}
+			return backplane.NotStored, false
 		}
 	}
 	part.mu.Unlock()
@@ -130,14 +154,14 @@ func (part *part) leave(c *appendCall) backplane.Receipt {
 	case lead := <-c.turn:
 		if lead {
 			part.pass()
-			return backplane.Receipt{Outcome: backplane.NotStored}
+			return backplane.NotStored, false
 		}
 		if c.err == nil {
-			return backplane.Receipt{Outcome: backplane.Unknown} // it is stored, but the caller is told of its context
+			return backplane.Unknown, true // it is stored, but who leaves for its context is told of that
 		}
-		return c.receipt
+		return c.receipt.Outcome, true
 	default:
-		return backplane.Receipt{Outcome: backplane.Unknown}
+		return backplane.Unknown, false
 	}
 }
 
@@ -147,8 +171,11 @@ func (part *part) lead(c *appendCall) {
 	part.mu.Lock()
 	n, bytes := 0, len(c.body)
 	topics := map[string]bool{c.topic: true}
-	for n < len(part.queue) && n < maxMessages-1 && bytes < maxBytes && len(topics) < maxTopics {
+	for n < len(part.queue) && n < maxMessages-1 && bytes < maxBytes && len(topics) < maxTopics && len(c.body) <= maxBytes {
 		x := part.queue[n]
+		if len(x.body) > maxBytes {
+			break // Redis may refuse it (refusal), which nobody shares
+		}
 		bytes += len(x.body)
 		topics[x.topic] = true
 		batch = append(batch, x)
@@ -164,6 +191,9 @@ func (part *part) lead(c *appendCall) {
 		x.err = errPanic // until it is known better
 	}
 	defer func() {
+		if x := recover(); x != nil { // not our caller's: others wait for the result too
+			part.plane.log.Error("a hook of the client has panicked", "panic", x, "stack", string(debug.Stack()))
+		}
 		part.pass() // the next batch begins before these are told
 		for _, x := range batch[1:] {
 			x.turn <- false
@@ -195,12 +225,98 @@ type once struct{ *redis.Cmd }
 
 func (once) NoRetry() bool { return true }
 
+// A mark is an argument of a command that tells whether the command was written to a
+// connection: until then it is certain that Redis does not run it, whatever failed.
+type mark struct {
+	text    string
+	written atomic.Bool
+}
+
+func (m *mark) MarshalBinary() ([]byte, error) {
+	m.written.Store(true)
+	return []byte(m.text), nil
+}
+
+func (m *mark) String() string { return m.text } // for hooks that log commands
+
 // exec appends a batch.
 func (part *part) exec(batch []*appendCall) {
+	ctx, cancel := context.WithTimeout(part.plane.ctx, part.plane.opts.Timeout)
+	defer cancel()
+	part.try(ctx, batch, false)
+}
+
+// try makes one call for a batch. If that fails, and it may be for what one of the
+// messages is, it tries again with each half, until those that fail are alone. The IDs
+// make that harmless. unsure says that an earlier call may have stored something.
+func (part *part) try(ctx context.Context, batch []*appendCall, unsure bool) {
 	p := part.plane
 	p.count.batches.Add(1)
-	order := make([]string, 0, len(batch))
-	byTopic := make(map[string][]*appendCall, len(batch))
+	reply, order, byTopic, outcome, err := part.call(ctx, batch)
+	if err == nil {
+		for _, topic := range order {
+			reply = part.receipts(reply, byTopic[topic])
+		}
+		return
+	}
+	unsure = unsure || outcome == backplane.Unknown
+	if n := len(batch); n > 1 && ctx.Err() == nil && shared(err) {
+		part.try(ctx, batch[:n/2], unsure)
+		part.try(ctx, batch[n/2:], unsure)
+		return
+	}
+	if unsure {
+		outcome = backplane.Unknown
+	}
+	if len(batch) == 1 {
+		if refused := p.refusal(ctx, err, len(batch[0].body), len(batch[0].body)-bodyHeader-4); refused != nil {
+			outcome, err = backplane.NotStored, refused // also by the calls before, which were the same
+		}
+	}
+	p.count.failed.Add(uint64(len(batch)))
+	for _, c := range batch {
+		c.receipt.Outcome, c.err = outcome, err
+	}
+}
+
+// shared reports whether an error may be about one message of a batch, rather than
+// about Redis or the way to it.
+func shared(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply) && (malformed(err) || classify(err) == backplane.Unknown)
+}
+
+// malformed reports whether Redis has refused to read a command: it did not run it, and
+// never will. After this answer it hangs up.
+func malformed(err error) bool { return redis.HasErrorPrefix(err, "Protocol error") }
+
+// refusal returns an error that says so if Redis refuses a command for good, because
+// an argument has size bytes; and else nil. Who is still writing when Redis hangs up
+// finds a broken connection instead of the answer, and then the settings tell.
+func (p *Plane) refusal(ctx context.Context, err error, size, data int) error {
+	refused := func(limit string) error {
+		return &backplane.InputError{Field: "Data", Reason: fmt.Sprintf("has %d bytes with its Key, more than this Redis takes (%s)", data, limit)}
+	}
+	switch {
+	case malformed(err):
+		return refused("proto-max-bulk-len")
+	case size > maxBytes && broken(err):
+		for _, name := range []string{"proto-max-bulk-len", "client-query-buffer-limit"} {
+			all, err := p.client.ConfigGet(ctx, name).Result()
+			most, err2 := strconv.ParseInt(all[name], 10, 64)
+			if err == nil && err2 == nil && int64(size) > most {
+				return refused(fmt.Sprintf("%s %d", name, most))
+			}
+		}
+	}
+	return nil
+}
+
+// call makes one call of the script for a batch.
+func (part *part) call(ctx context.Context, batch []*appendCall) (reply []any, order []string, byTopic map[string][]*appendCall, outcome backplane.Outcome, err error) {
+	p := part.plane
+	order = make([]string, 0, len(batch))
+	byTopic = make(map[string][]*appendCall, len(batch))
 	for _, c := range batch {
 		if byTopic[c.topic] == nil {
 			order = append(order, c.topic)
@@ -220,7 +336,7 @@ func (part *part) exec(batch []*appendCall) {
 		}
 		args[2] = len(order) + len(batch)
 	}
-	args = append(args, len(order), len(part.prefix), p.publish, o.MaxAnnouncement, o.Identity.Milliseconds(), o.IDWindow.Milliseconds())
+	args = append(args, len(order), len(part.prefix), p.publish, channelKey("", p.db, ""), o.MaxAnnouncement, o.Identity.Milliseconds(), o.IDWindow.Milliseconds())
 	for _, topic := range order {
 		calls := byTopic[topic]
 		c := calls[0]
@@ -229,19 +345,8 @@ func (part *part) exec(batch []*appendCall) {
 			args = append(args, c.id, c.body)
 		}
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, o.Timeout)
-	defer cancel()
-	reply, outcome, err := part.send(ctx, args)
-	if err != nil {
-		p.count.failed.Add(uint64(len(batch)))
-		for _, c := range batch {
-			c.receipt.Outcome, c.err = outcome, err
-		}
-		return
-	}
-	for _, topic := range order {
-		reply = part.receipts(reply, byTopic[topic])
-	}
+	reply, outcome, err = part.send(ctx, args)
+	return reply, order, byTopic, outcome, err
 }
 
 // A segment is a sixteenth of what is kept, or less: what a Read fetches are whole
@@ -261,49 +366,78 @@ func newEpoch() string {
 	}
 }
 
-// send calls the script. If the connection breaks it tries once more: the IDs make
-// that harmless.
+// send calls the script, again if the connection breaks: the IDs make that harmless.
 func (part *part) send(ctx context.Context, args []any) (reply []any, outcome backplane.Outcome, err error) {
 	p := part.plane
-	unsure := false
-	for try := 0; ; try++ {
-		args[0], args[1] = "evalsha", appendScript.Hash()
+	outcome = backplane.NotStored
+	once := func(name, script string) (*redis.Cmd, error) {
+		m := &mark{text: script}
+		args[0], args[1] = name, m
 		cmd := once{redis.NewCmd(ctx, args...)}
-		err = p.client.Process(ctx, cmd)
+		err := p.client.Process(ctx, cmd)
+		if err != nil && m.written.Load() && classify(err) == backplane.Unknown {
+			outcome = backplane.Unknown // whatever becomes of the next try
+		}
+		return cmd.Cmd, err
+	}
+	err = p.persist(ctx, func() error {
+		cmd, err := once("evalsha", appendScript.Hash())
 		if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-			args[0], args[1] = "eval", appendSource
-			cmd = once{redis.NewCmd(ctx, args...)}
-			err = p.client.Process(ctx, cmd)
+			cmd, err = once("eval", appendSource)
 		}
 		if err == nil {
-			reply, err = cmd.Slice()
-			return reply, backplane.Unknown, err
+			if reply, err = cmd.Slice(); err != nil {
+				outcome = backplane.Unknown
+			}
 		}
-		outcome = classify(err)
-		unsure = unsure || outcome == backplane.Unknown
-		if try > 0 || !broken(err) || ctx.Err() != nil {
-			break
-		}
-	}
-	if unsure {
-		outcome = backplane.Unknown
-	}
-	if p.ctx.Err() != nil {
+		return err
+	})
+	switch {
+	case err == nil:
+		return reply, outcome, nil
+	case p.ctx.Err() != nil:
 		return nil, outcome, backplane.ErrClosed
 	}
-	return nil, outcome, unavailable(err)
+	return nil, outcome, p.unavailable(err)
 }
 
-// broken reports whether a connection broke, rather than that Redis was slow.
+// persist makes a call, and again as often as its connection breaks, until it must have
+// had one that is new. For those in the client's pool may all be dead: Redis (timeout),
+// or what is in between, closes those that are idle, and over TLS go-redis does not see
+// that when it takes one from the pool. Each try that fails takes one of them away.
+func (p *Plane) persist(ctx context.Context, call func() error) error {
+	err := call()
+	if !broken(err) {
+		return err
+	}
+	stats := p.client.PoolStats()
+	pooled := stats.TotalConns
+	if stats.PipelineStats != nil {
+		pooled += stats.PipelineStats.TotalConns
+	}
+	for try := uint32(0); try <= pooled && broken(err) && ctx.Err() == nil; try++ {
+		err = call()
+	}
+	return err
+}
+
+// broken reports whether a connection broke, rather than that Redis was slow or could
+// not be reached.
 func broken(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	var op *net.OpError
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.As(err, &op) && op.Op != "dial" && !op.Timeout()
 }
 
 // refusals are the errors of Redis with which it says that it has not begun.
 var refusals = []string{
 	"READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MOVED", "ASK", "OOM", "NOREPLICAS", "MISCONF",
-	"BUSY", "NOAUTH", "NOPERM", "WRONGPASS", "NOSCRIPT", "ERR max number of clients",
+	"BUSY", "NOAUTH", "NOPERM", "WRONGPASS", "NOSCRIPT", "ERR max number of clients", "ERR unknown command", noCluster,
+	"ERR Protocol error",
 }
+
+// forbidden is how Redis says within a script what it calls NOPERM outside.
+var forbidden = []string{"ERR The user executing the script can't run"}
 
 // classify says what an error means for the message.
 func classify(err error) backplane.Outcome {
@@ -340,7 +474,14 @@ func (part *part) receipts(reply []any, calls []*appendCall) []any {
 	}
 	text, _ := reply[0].(string)
 	if !strings.HasPrefix(text, "+") {
-		return fail(backplane.NotStored, fmt.Errorf("redisplane: topic %q: %s", calls[0].topic, text))
+		err := fmt.Errorf("redisplane: topic %q: %s", calls[0].topic, text)
+		for _, prefix := range slices.Concat(refusals, forbidden) {
+			if strings.HasPrefix(text, prefix) { // for now, and not for good
+				err = fmt.Errorf("%w: %w", err, backplane.ErrUnavailable)
+				break
+			}
+		}
+		return fail(backplane.NotStored, err)
 	}
 	epoch, err := parseEpoch(text[1:])
 	if err != nil {
@@ -366,14 +507,20 @@ func (part *part) receipts(reply []any, calls []*appendCall) []any {
 	return reply[1+len(calls):]
 }
 
-// PublishEphemeral implements [backplane.EphemeralPublisher].
+// PublishEphemeral implements [backplane.EphemeralPublisher]. A message whose connection
+// broke is sent again, and so may arrive twice: it has no ID by which to tell.
 func (p *Plane) PublishEphemeral(ctx context.Context, topic string, data []byte) error {
-	channel := channelKey(p.part(topic).prefix, topic)
+	channel := channelKey(p.part(topic).prefix, p.db, topic)
 	_, err := do(p, ctx, func(ctx context.Context) (struct{}, error) {
-		if err := p.client.Do(ctx, p.publish, channel, "1m"+string(data)).Err(); err != nil {
-			return struct{}{}, unavailable(err)
+		text := "1m" + string(data)
+		err := p.persist(ctx, func() error { return p.client.Do(ctx, p.publish, channel, text).Err() })
+		if err == nil {
+			return struct{}{}, nil
 		}
-		return struct{}{}, nil
+		if refused := p.refusal(ctx, err, len(text), len(data)); refused != nil {
+			return struct{}{}, refused
+		}
+		return struct{}{}, p.unavailable(err)
 	})
 	return err
 }

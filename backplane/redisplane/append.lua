@@ -3,9 +3,10 @@
 -- KEYS     first the heads of the topics, <prefix>m:<topic>; in a cluster then the
 --          names under which the IDs are kept, so that Redis can tell when the slot
 --          is being moved
--- ARGV     1 number of topics, 2 length of the prefix, 3 publish command, 4 length in
---          bytes above which an entry is not announced itself, 5 how long a head
---          lives (ms), 6 how long an ID lives (ms), then for each topic: a random
+-- ARGV     1 number of topics, 2 length of the prefix, 3 publish command, 4 what is
+--          between prefix and topic in a channel's name, 5 length in bytes above which
+--          an entry is not announced itself, 6 how long a head lives (ms), 7 how
+--          long an ID lives (ms), then for each topic: a random
 --          epoch (16 hex digits) in case it needs one, number of entries to keep,
 --          bytes to keep, age to keep (ms), entries and bytes from which on a segment
 --          is full, number of messages, and for each of these: ID, and tag (4 bytes)
@@ -26,13 +27,13 @@
 -- that is where Redis says that it takes none at all, and the client is to see it.
 local write = redis.call
 local pcall, pack, unpack, sub = redis.pcall, struct.pack, struct.unpack, string.sub
-local plen, publish, hint = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local headttl, idttl = ARGV[5], ARGV[6]
+local plen, publish, kind, hint = tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
+local headttl, idttl = ARGV[6], ARGV[7]
 local t = redis.call('TIME')
 local us = tonumber(t[1]) * 1000000 + tonumber(t[2])
 local ms = math.floor(us / 1000)
 local stamp = pack('>I8', us)
-local out, a = {}, 7
+local out, a = {}, 8
 for i = 1, tonumber(ARGV[1]) do
   local key = KEYS[i]
   local prefix, topic = sub(key, 1, plen), sub(key, plen + 3)
@@ -100,7 +101,9 @@ for i = 1, tonumber(ARGV[1]) do
           segs = sub(segs, 1, -29) .. sub(last, 1, 12) .. pack('>I8', lbytes + #all) .. sub(last, 21)
           begun = true
         elseif type(length) == 'table' then
-          err = length.err
+          -- Redis bounds the length of a string to which is appended (proto-max-bulk-len).
+          -- What does not fit begins another.
+          err = not string.find(length.err, 'string exceeds', 1, true) and length.err or nil
         elseif length == #all then
           pcall('DEL', name) -- it was lost, and has just come back without its past
         end -- else it has more than the head knows of: leave it, and begin another
@@ -140,7 +143,7 @@ for i = 1, tonumber(ARGV[1]) do
     end
     -- Whole entries, as many as fit into one announcement; for one that is too large,
     -- only that there is something.
-    local channel, from = prefix .. 'c:' .. topic, 1
+    local channel, from = prefix .. kind .. topic, 1
     while from <= #blob do
       local to, size = from, #blob[from]
       while to < #blob and size + #blob[to+1] <= hint do

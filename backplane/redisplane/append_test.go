@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -1307,6 +1308,9 @@ func TestReadsAgreeWithANaiveModel(t *testing.T) {
 		{Entries: 5, Bytes: plenty}, {Entries: 40, Bytes: plenty}, {Entries: plenty, Bytes: 1500}, {Entries: 200, Bytes: 8000}, {Entries: 1, Bytes: 1},
 	} {
 		p, client := connect(t, server.Addr(), keep(limits))
+		if limits.Entries != 5 { // in several calls, mostly
+			p.pageEntries, p.pageBytes = 1+rnd.Int64N(20), 1+rnd.Int64N(1000)
+		}
 		topic := fmt.Sprint(limits.Entries, ":", limits.Bytes)
 		var m model
 		var epoch uint64
@@ -1554,26 +1558,26 @@ func TestAReaderBeforeTheOldestEntryIsToldOfAFork(t *testing.T) {
 // a leader that is gone.
 func TestAHookThatPanicsHoldsUpNobody(t *testing.T) {
 	server := redistest.Start(t)
-	p, client := connect(t, server.Addr(), quick(entries))
+	log := &record{}
+	opts := quick(entries)
+	opts.Logger = slog.New(log)
+	p, client := connect(t, server.Addr(), opts)
 	put(t, p, "t", "", "before")
 	var once sync.Once
 	client.AddHook(hook(func() { once.Do(func() { panic("a bug") }) }))
 	release, waiting := hold(p, "t")
-	first := make(chan any, 1)
-	go func() {
-		defer func() { first <- recover() }()
-		// Without a context that can end: the panic is the caller's.
-		p.Append(context.Background(), "t", backplane.Message{Data: []byte("first")})
-	}()
+	first := later(p, context.Background(), "t", backplane.Message{Data: []byte("first")})
 	until(t, "it waits", func() bool { return waiting() == 1 })
 	second := later(p, bounded(t), "t", backplane.Message{Data: []byte("second")})
 	until(t, "it waits", func() bool { return waiting() == 2 })
 	release()
-	if x := <-first; x != "a bug" {
-		t.Errorf("the panic was %v", x)
+	for i, c := range []<-chan result{first, second} {
+		if r := outcome(t, c); r.receipt.Outcome != backplane.Unknown || r.err != errPanic {
+			t.Errorf("number %d of the batch gets %+v", i, r)
+		}
 	}
-	if r := outcome(t, second); r.receipt.Outcome != backplane.Unknown || r.err == nil {
-		t.Errorf("who was in the same batch gets %+v", r)
+	if !log.has("a bug") {
+		t.Errorf("the log says %q", log.lines)
 	}
 	put(t, p, "t", "", "after")
 	p.Close() // does not wait for ever
@@ -1628,7 +1632,7 @@ func TestACallThatIsCancelledSaysWhy(t *testing.T) {
 		_, err := do(p, ctx, func(call context.Context) (int, error) {
 			cancel(enough)
 			<-call.Done()
-			return 0, unavailable(call.Err())
+			return 0, p.unavailable(call.Err())
 		})
 		if err != enough {
 			t.Fatalf("a context that is done: %v", err)
@@ -1643,7 +1647,7 @@ func TestACallThatIsCancelledSaysWhy(t *testing.T) {
 		_, err = do(p, bounded(t), func(call context.Context) (int, error) {
 			wg.Go(func() { p.Close() })
 			<-call.Done()
-			return 0, unavailable(call.Err())
+			return 0, p.unavailable(call.Err())
 		})
 		if err != backplane.ErrClosed {
 			t.Fatalf("a Plane that is closed: %v", err)

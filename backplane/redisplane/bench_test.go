@@ -154,7 +154,7 @@ func BenchmarkDelivery(b *testing.B) {
 		server := redistest.Start(b)
 		p, c := connectB(b, server.Addr())
 		ctx := context.Background()
-		sub := c.Subscribe(ctx, channelKey(p.parts[0].prefix, "t"))
+		sub := c.Subscribe(ctx, channelKey(p.parts[0].prefix, 0, "t"))
 		defer sub.Close()
 		if _, err := sub.Receive(ctx); err != nil {
 			b.Fatal(err)

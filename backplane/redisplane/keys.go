@@ -12,15 +12,19 @@ import (
 //	m:<topic>                      the head: how far the numbers have got
 //	s<epoch><first>:<topic>        a segment; the epoch has 16 digits, first none but digits
 //	i<length of topic>:<topic><id> what became of an ID
-//	c:<topic>                      the channel of live messages
+//	c<database>:<topic>            the channel of live messages
 //	p:<node>                       the channel of a node's probes
 //
 // So two different things never have one name: the kinds differ in the first letter,
-// and each kind can be taken apart again.
+// and each kind can be taken apart again. A channel names the database because Pub/Sub
+// knows none: what is announced in one would be heard in all.
 
-func headKey(prefix, topic string) string    { return prefix + "m:" + topic }
-func channelKey(prefix, topic string) string { return prefix + "c:" + topic }
-func probeKey(prefix, node string) string    { return prefix + "p:" + node }
+func headKey(prefix, topic string) string { return prefix + "m:" + topic }
+func probeKey(prefix, node string) string { return prefix + "p:" + node }
+
+func channelKey(prefix string, database int, topic string) string {
+	return prefix + "c" + strconv.Itoa(database) + ":" + topic
+}
 
 func idKey(prefix, topic, id string) string {
 	return fmt.Sprintf("%si%d:%s%s", prefix, len(topic), topic, id)

@@ -53,7 +53,7 @@ func TestRedisPutsTheKeysOfATopicIntoOneSlot(t *testing.T) {
 	for _, tag := range tags(8) {
 		prefix := "app:{" + tag + "}"
 		for _, key := range []string{
-			headKey(prefix, "to{p}ic"), channelKey(prefix, "to{p}ic"), probeKey(prefix, "node"),
+			headKey(prefix, "to{p}ic"), channelKey(prefix, 0, "to{p}ic"), probeKey(prefix, "node"),
 			segmentKey(prefix, epochText(1), 7, "{}"), idKey(prefix, "}{", "{id}"),
 		} {
 			if got := must(t, server, "CLUSTER KEYSLOT "+key); got != strconv.Itoa(slotOf(key)) || got != strconv.Itoa(int(slot(tag))) {
@@ -115,7 +115,7 @@ func (x thing) name(prefix string) string {
 	case "head":
 		return headKey(prefix, x.topic)
 	case "channel":
-		return channelKey(prefix, x.topic)
+		return channelKey(prefix, int(x.first), x.topic)
 	case "probe":
 		return probeKey(prefix, x.topic)
 	case "segment":
@@ -229,7 +229,7 @@ func TestTheScriptsBuildTheSameNames(t *testing.T) {
 	}
 	got, err := client.PubSubChannels(ctx, "*").Result()
 	slices.Sort(got)
-	if want := []string{channelKey(prefix, "a:b{c}"), probeKey(prefix, p.node)}; err != nil || !slices.Equal(got, want) {
+	if want := []string{channelKey(prefix, 0, "a:b{c}"), probeKey(prefix, p.node)}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("the channels are %q, want %q", got, want)
 	}
 	if _, err := p.Append(bounded(t), "a:b{c}", backplane.Message{Data: []byte("hello")}); err != nil {

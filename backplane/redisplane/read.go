@@ -2,7 +2,9 @@ package redisplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -11,13 +13,89 @@ import (
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
-// Read implements [backplane.Backplane].
+// Read implements [backplane.Backplane]. What is more than a call of the script should
+// return it reads in several, each of which may take as long as Timeout: Redis answers
+// nobody else during one, and a connection that gets nothing for a while counts as lost.
 func (p *Plane) Read(ctx context.Context, topic string, after replay.Position, max replay.Budget) (backplane.Page, error) {
-	return do(p, ctx, func(ctx context.Context) (backplane.Page, error) {
-		p.count.reads.Add(1)
-		return p.read(ctx, topic, after, max)
-	})
+	p.count.reads.Add(1)
+	if max.Entries == 0 {
+		max.Entries = replay.DefaultBatchEntries
+	}
+	if max.Bytes == 0 {
+		max.Bytes = replay.DefaultBatchBytes
+	}
+	// A history that changes while it is read is read again, and then the answer is what
+	// is true now.
+	for range maxTries {
+		r, err := p.readScript(ctx, topic, after, max)
+		if err != nil {
+			return backplane.Page{}, err
+		}
+		from, budget := after, max
+		if !after.IsZero() {
+			if err := r.follow(topic, after); err != nil {
+				return backplane.Page{}, err
+			}
+		} else if begin, more := r.begin(max); more {
+			r, from, budget = reply{}, begin, replay.Budget{Entries: -1, Bytes: -1}
+		} else {
+			return backplane.Page{Head: r.head.pos, Entries: newest(r.data, max)}, nil
+		}
+		r, err = p.readOn(ctx, topic, r, from, budget)
+		var gap *replay.GapError
+		for errors.As(err, &gap) && gap.Reason == replay.ReasonTrimmed && after.IsZero() {
+			r, err = p.readOn(ctx, topic, reply{}, gap.Oldest, budget) // all that is left
+		}
+		switch {
+		case errors.As(err, &gap):
+			continue
+		case err != nil:
+			return backplane.Page{}, err
+		case after.IsZero():
+			return backplane.Page{Head: r.head.pos, Entries: newest(r.data, max)}, nil
+		}
+		return backplane.Page{Head: r.head.pos, Entries: within(r.data, max)}, nil
+	}
+	return backplane.Page{}, errChanged
 }
+
+// readOn adds to r, whose entries follow after, those that follow them, up to the head
+// or until the budget is spent.
+func (p *Plane) readOn(ctx context.Context, topic string, r reply, after replay.Position, max replay.Budget) (reply, error) {
+	data := r.data
+	spent := int64(0)
+	for {
+		for i := range r.data {
+			spent += size(&r.data[i])
+		}
+		if n := len(data); n > 0 {
+			after = data[n-1].Pos
+		}
+		if after == r.head.pos || len(data) > 0 && (max.Entries >= 0 && len(data) >= max.Entries || max.Bytes >= 0 && spent > max.Bytes) {
+			r.data = data
+			return r, nil
+		}
+		var err error
+		if r, err = p.readScript(ctx, topic, after, replay.Budget{Entries: -1, Bytes: -1}); err != nil {
+			return r, err
+		}
+		if err := r.follow(topic, after); err != nil {
+			return r, err
+		}
+		data = append(data, r.data...)
+	}
+}
+
+var errChanged = fmt.Errorf("redisplane: the history changes faster than it can be read: %w", backplane.ErrUnavailable)
+
+// Bounds of one call of the script that reads: it returns the segments that have this
+// much, which may be one more, and up to a 64th of a topic's limits each.
+const (
+	maxReadEntries = 8192
+	maxReadBytes   = 1 << 20
+
+	maxTries = 3 // of a Read
+)
 
 // A reply is what the read script has found.
 type reply struct {
@@ -26,66 +104,65 @@ type reply struct {
 	data   []replay.Entry // of the segments wanted
 }
 
-func (p *Plane) read(ctx context.Context, topic string, after replay.Position, max replay.Budget) (backplane.Page, error) {
-	entries, bytes := max.Entries, max.Bytes
-	if entries == 0 {
-		entries = replay.DefaultBatchEntries
-	}
-	if bytes == 0 {
-		bytes = replay.DefaultBatchBytes
-	}
-	r, err := p.readScript(ctx, topic, after, entries, bytes)
-	if err != nil {
-		return backplane.Page{}, err
-	}
+// follow leaves the entries that follow after, or returns why there are none.
+func (r *reply) follow(topic string, after replay.Position) error {
 	head := r.head.pos
-	page := backplane.Page{Head: head}
-	if after.IsZero() {
-		page.Entries = newest(r.data, entries, bytes)
-		return page, nil
-	}
 	oldest := r.head.before(r.oldest)
 	gap := &replay.GapError{Want: after, Oldest: oldest, Head: head}
 	switch {
 	case after.Epoch != head.Epoch:
 		gap.Reason = replay.ReasonEpoch
-		return backplane.Page{}, gap
+		return gap
 	case after.Seq > head.Seq:
 		gap.Reason = replay.ReasonAhead
-		return backplane.Page{}, gap
+		return gap
 	case after.Seq < oldest.Seq:
 		gap.Reason, gap.Missed = replay.ReasonTrimmed, oldest.Seq-after.Seq
-		return backplane.Page{}, gap
+		return gap
 	case after.Seq == head.Seq:
 		if after != head {
 			gap.Reason = replay.ReasonForked
-			return backplane.Page{}, gap
+			return gap
 		}
-		return page, nil
+		return nil
 	}
 	// The entry that follows says what the one before it was.
 	for len(r.data) > 0 && r.data[0].Pos.Seq <= after.Seq {
 		r.data = r.data[1:]
 	}
 	if len(r.data) == 0 || r.data[0].Pos.Seq != after.Seq+1 {
-		return backplane.Page{}, fmt.Errorf("topic %q: entry %d is missing: %w", topic, after.Seq+1, errFormat)
+		return fmt.Errorf("topic %q: entry %d is missing: %w", topic, after.Seq+1, errFormat)
 	}
 	if r.data[0].Prev != after.Tag {
 		gap.Reason = replay.ReasonForked
-		return backplane.Page{}, gap
+		return gap
 	}
-	page.Entries = within(r.data, entries, bytes)
-	return page, nil
+	return nil
+}
+
+// begin returns after which position to read so as to get the newest entries that the
+// budget allows, if r has not got them all.
+func (r *reply) begin(max replay.Budget) (after replay.Position, more bool) {
+	from, entries, bytes := len(r.head.segments), 0, int64(0)
+	for from > r.oldest && (from == len(r.head.segments) || (max.Entries < 0 || entries < max.Entries) && (max.Bytes < 0 || bytes < max.Bytes)) {
+		end := r.head.before(from).Seq
+		from--
+		n := end - r.head.segments[from].first + 1
+		entries += int(n)
+		bytes += int64(r.head.segments[from].bytes - n*(entryHeader+bodyHeader))
+	}
+	after = r.head.before(from)
+	return after, after != r.head.pos && (len(r.data) == 0 || r.data[0].Pos.Seq > after.Seq+1)
 }
 
 func size(e *replay.Entry) int64 { return int64(len(e.Data) + len(e.Key)) }
 
 // within returns those of the first entries that are within the budget, one at least.
-func within(all []replay.Entry, entries int, bytes int64) []replay.Entry {
+func within(all []replay.Entry, max replay.Budget) []replay.Entry {
 	spent := int64(0)
 	for i := range all {
 		spent += size(&all[i])
-		if i > 0 && (entries >= 0 && i >= entries || bytes >= 0 && spent > bytes) {
+		if i > 0 && (max.Entries >= 0 && i >= max.Entries || max.Bytes >= 0 && spent > max.Bytes) {
 			return all[:i]
 		}
 	}
@@ -93,12 +170,12 @@ func within(all []replay.Entry, entries int, bytes int64) []replay.Entry {
 }
 
 // newest returns those of the last entries that are.
-func newest(all []replay.Entry, entries int, bytes int64) []replay.Entry {
+func newest(all []replay.Entry, max replay.Budget) []replay.Entry {
 	spent := int64(0)
 	for n := range all {
 		i := len(all) - 1 - n
 		spent += size(&all[i])
-		if n > 0 && (entries >= 0 && n >= entries || bytes >= 0 && spent > bytes) {
+		if n > 0 && (max.Entries >= 0 && n >= max.Entries || max.Bytes >= 0 && spent > max.Bytes) {
 			return all[i+1:]
 		}
 	}
@@ -106,23 +183,32 @@ func newest(all []replay.Entry, entries int, bytes int64) []replay.Entry {
 }
 
 // readScript calls the script and takes its answer apart.
-func (p *Plane) readScript(ctx context.Context, topic string, after replay.Position, entries int, bytes int64) (r reply, err error) {
+func (p *Plane) readScript(ctx context.Context, topic string, after replay.Position, max replay.Budget) (r reply, err error) {
 	prefix := p.part(topic).prefix
 	epoch := ""
 	if !after.IsZero() {
 		epoch = epochText(after.Epoch)
 	}
-	want, room := int64(entries), bytes
+	want, room := int64(max.Entries), max.Bytes
 	if want < 0 {
 		want = noLimit
 	}
 	if room < 0 {
 		room = noLimit
 	}
-	answer, err := readScript.Run(ctx, p.client, []string{headKey(prefix, topic)},
-		len(prefix), newEpoch(), p.opts.Identity.Milliseconds(), epoch, min(after.Seq, maxSeq), want, room).Slice()
+	answer, err := do(p, ctx, func(ctx context.Context) (answer []any, err error) {
+		err = p.persist(ctx, func() (err error) {
+			answer, err = readScript.Run(ctx, p.client, []string{headKey(prefix, topic)}, len(prefix), newEpoch(), p.opts.Identity.Milliseconds(),
+				epoch, min(after.Seq, maxSeq), min(want, p.pageEntries), min(room, p.pageBytes)).Slice()
+			return err
+		})
+		if err != nil {
+			err = p.unavailable(err)
+		}
+		return answer, err
+	})
 	if err != nil {
-		return r, unavailable(err)
+		return r, err
 	}
 	bad := fmt.Errorf("topic %q: %w", topic, errFormat)
 	if len(answer) < 2 {
@@ -180,32 +266,40 @@ const maxSeq = 1 << 53
 // unless that is all of them.
 func (p *Plane) Heads(ctx context.Context, topics []string) ([]replay.Position, error) {
 	return do(p, ctx, func(ctx context.Context) ([]replay.Position, error) {
-		pipe := p.client.Pipeline()
-		cmds := make([]*redis.StringCmd, len(topics))
-		for i, topic := range topics {
-			key := headKey(p.part(topic).prefix, topic)
-			cmds[i] = pipe.GetRange(ctx, key, 0, headSize-1)
-			if p.keep(topic) {
-				pipe.PExpire(ctx, key, p.opts.Identity)
-			}
-		}
-		pipe.Exec(ctx)
 		heads := make([]replay.Position, len(topics))
-		var failed error
-		reached := len(topics) == 0
-		for i, cmd := range cmds {
-			text, err := cmd.Result()
-			if err != nil {
-				failed = err
-				continue
-			}
-			reached = true
-			if text != "" {
-				heads[i], _ = parsePosition(text) // or else Read says what is wrong
-			}
+		keep := make([]bool, len(topics))
+		left := make([]int, len(topics)) // those not reached yet
+		for i, topic := range topics {
+			keep[i], left[i] = p.keep(topic), i
 		}
-		if !reached {
-			return nil, unavailable(failed)
+		err := p.persist(ctx, func() (failed error) {
+			pipe := p.client.Pipeline()
+			cmds := make(map[int]*redis.StringCmd, len(left))
+			for _, i := range left {
+				key := headKey(p.part(topics[i]).prefix, topics[i])
+				cmds[i] = pipe.GetRange(ctx, key, 0, headSize-1)
+				if keep[i] {
+					pipe.PExpire(ctx, key, p.opts.Identity)
+				}
+			}
+			pipe.Exec(ctx)
+			left = slices.DeleteFunc(left, func(i int) bool {
+				text, err := cmds[i].Result()
+				switch {
+				case err != nil && !broken(failed):
+					failed = err
+				case err == nil && text != "":
+					heads[i], _ = parsePosition(text) // or else Read says what is wrong
+				}
+				return err == nil
+			})
+			return failed
+		})
+		if err != nil {
+			err = p.unavailable(err) // and so it is in the log if the client is of the wrong kind
+			if len(left) == len(topics) {
+				return nil, err
+			}
 		}
 		return heads, nil
 	})

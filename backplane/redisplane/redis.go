@@ -91,10 +91,15 @@ type Plane struct {
 	opts    Options
 	cluster bool
 	publish string // the command
+	db      int    // number of the database that the keys are in
 	node    string // names this Plane in its probes
 	parts   []*part
 	log     *slog.Logger
 	count   counters
+	// Bounds of one call of the script that reads.
+	pageEntries, pageBytes int64
+
+	wrong atomic.Uint64 // errors that say that the client is of the wrong kind
 
 	ctx    context.Context // ends in Close
 	cancel context.CancelFunc
@@ -132,7 +137,10 @@ var (
 // first call, or by [Plane.Ping]. The only error is an [*backplane.InputError] that
 // names the option that is not allowed.
 func New(client redis.UniversalClient, opts *Options) (*Plane, error) {
-	p := &Plane{client: client, publish: "PUBLISH", node: crand.Text(), watchers: map[*watcher]bool{}, kept: map[string]time.Time{}}
+	p := &Plane{
+		client: client, publish: "PUBLISH", node: crand.Text(), watchers: map[*watcher]bool{}, kept: map[string]time.Time{},
+		pageEntries: maxReadEntries, pageBytes: maxReadBytes,
+	}
 	if opts != nil {
 		p.opts = *opts
 	}
@@ -145,6 +153,7 @@ func New(client redis.UniversalClient, opts *Options) (*Plane, error) {
 			return nil, noTimeout
 		}
 		p.opts.Partitions = 1
+		p.db = c.Options().DB
 	case *redis.ClusterClient:
 		if c == nil {
 			return nil, &backplane.InputError{Field: "client", Reason: "is nil"}
@@ -313,7 +322,7 @@ func do[T any](p *Plane, ctx context.Context, f func(ctx context.Context) (T, er
 		select {
 		case r = <-done:
 		default:
-			r.err = unavailable(context.DeadlineExceeded)
+			r.err = p.unavailable(context.DeadlineExceeded)
 		}
 	}
 	switch {
@@ -325,18 +334,29 @@ func do[T any](p *Plane, ctx context.Context, f func(ctx context.Context) (T, er
 	return r.value, r.err
 }
 
-// Ping reports whether Redis can be reached now and is new enough (6.2, or 7.0 for a
-// cluster): nil, or an error that wraps backplane.ErrUnavailable or says what is
-// wrong. It is for readiness checks.
+// Ping reports whether Redis can be reached now, is new enough (6.2, or 7.0 for a
+// cluster), and is what the client is made for: a cluster for a *redis.ClusterClient,
+// and none for a *redis.Client. It returns nil, an error that wraps
+// backplane.ErrUnavailable, or one that says what is wrong. It is for readiness checks.
 func (p *Plane) Ping(ctx context.Context) error {
 	_, err := do(p, ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.check(ctx) })
 	return err
 }
 
 func (p *Plane) check(ctx context.Context) error {
-	info, err := p.client.Info(ctx, "server").Result()
+	var info string
+	err := p.persist(ctx, func() (err error) {
+		info, err = p.client.Info(ctx, "server").Result()
+		return err
+	})
 	if err != nil {
-		return unavailable(err)
+		if wrong := p.wrongClient(err); wrong != nil {
+			return fmt.Errorf("redisplane: %w", wrong)
+		}
+		return p.unavailable(err)
+	}
+	if node := strings.Contains(info, "redis_mode:cluster"); node && !p.cluster {
+		return fmt.Errorf("redisplane: %w", errIsCluster)
 	}
 	return p.checkVersion(info)
 }
@@ -361,9 +381,40 @@ func (p *Plane) checkVersion(info string) error {
 	return nil
 }
 
-// unavailable marks an error as one of the way to Redis.
-func unavailable(err error) error {
-	return fmt.Errorf("redisplane: %w: %w", backplane.ErrUnavailable, err)
+// unavailable marks an error as one of the way to Redis. If it is because the client is
+// of the wrong kind, it says so, here and in the log.
+func (p *Plane) unavailable(err error) error {
+	wrong := p.wrongClient(err)
+	if wrong == nil {
+		return fmt.Errorf("redisplane: %w: %w", backplane.ErrUnavailable, err)
+	}
+	if n := p.wrong.Add(1); n&(n-1) == 0 { // the first, and ever fewer of those that follow it
+		p.log.Error("the client is of the wrong kind", "reason", wrong, "err", err, "failures", n)
+	}
+	return fmt.Errorf("redisplane: %w: %w: %w", backplane.ErrUnavailable, wrong, err)
+}
+
+var (
+	errIsCluster = errors.New("this Redis is a node of a cluster: give New a *redis.ClusterClient, which redis.NewClusterClient makes, instead of a *redis.Client")
+	errNoCluster = errors.New("this Redis is not a cluster: give New a *redis.Client, which redis.NewClient makes, instead of a *redis.ClusterClient")
+)
+
+// noCluster is how Redis answers a client that asks for its cluster, and has not begun.
+const noCluster = "ERR This instance has cluster support disabled"
+
+// wrongClient returns what is wrong with the client, if an error says that.
+func (p *Plane) wrongClient(err error) error {
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return nil
+	}
+	switch text := reply.Error(); {
+	case !p.cluster && (strings.HasPrefix(text, "MOVED ") || strings.HasPrefix(text, "ASK ")):
+		return errIsCluster
+	case p.cluster && strings.HasPrefix(text, noCluster):
+		return errNoCluster
+	}
+	return nil
 }
 
 // Stats are counts since the Plane was made.

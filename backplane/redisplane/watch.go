@@ -182,7 +182,7 @@ func (f *feed) want(topics []string) *addition {
 			f.topics[topic] = false
 			f.missing++
 			f.changed = append(f.changed, topic)
-			channel := channelKey(f.prefix, topic)
+			channel := channelKey(f.prefix, f.w.plane.db, topic)
 			if s := f.session; s != nil && s.asked[channel] && s.subs[channel] == 0 {
 				f.confirm(topic) // it was unwanted, but nobody has told Redis yet
 				confirmed = true
@@ -277,7 +277,7 @@ func (f *feed) poke() {
 func (f *feed) run() {
 	defer close(f.stopped)
 	pace := backoff.Policy{Base: 50 * time.Millisecond, Cap: 2 * time.Second}
-	failures, had := 0, false
+	failures, had := series{}, false
 	for {
 		begun := time.Now()
 		ok, err := f.serve(had)
@@ -285,17 +285,21 @@ func (f *feed) run() {
 			return
 		}
 		f.w.plane.count.interruptions.Add(1)
-		if failures&(failures-1) == 0 { // the first, and ever fewer of those that follow it
-			f.w.plane.log.Warn("connection for live messages lost", "error", err, "failures", failures)
+		if ok && begun.Add(10*time.Second).Before(time.Now()) {
+			failures = series{} // that was another
+		}
+		if failures.tell(err) {
+			attrs := []any{"err", err, "lasted", time.Since(begun).Round(time.Millisecond), "failures", failures.n}
+			if wrong := f.w.plane.wrongClient(err); wrong != nil {
+				attrs = append(attrs, "reason", wrong)
+			}
+			f.w.plane.log.Warn("connection for live messages lost", attrs...)
 		}
 		had = had || ok
-		if failures++; ok && time.Since(begun) > 10*time.Second {
-			failures = 0
-		}
 		if c, ok := f.w.plane.client.(*redis.ClusterClient); ok {
 			c.ReloadState(f.ctx)
 		}
-		if backoff.Sleep(f.ctx, pace.Delay(failures)) != nil {
+		if backoff.Sleep(f.ctx, pace.Delay(failures.n)) != nil {
 			return
 		}
 	}
@@ -371,7 +375,7 @@ func (f *feed) receive(ctx context.Context, s *session) error {
 
 // message passes one on to the sink.
 func (f *feed) message(s *session, m *redis.Message) {
-	topic, ok := strings.CutPrefix(m.Channel, channelKey(f.prefix, ""))
+	topic, ok := strings.CutPrefix(m.Channel, channelKey(f.prefix, f.w.plane.db, ""))
 	if !ok {
 		f.mu.Lock()
 		if s.token != "" && m.Payload == s.token {
@@ -418,7 +422,7 @@ func (f *feed) notice(s *session, m *redis.Subscription) error {
 		if s.subs[m.Channel] == 0 {
 			delete(s.subs, m.Channel)
 		}
-		topic, ok := strings.CutPrefix(m.Channel, channelKey(f.prefix, ""))
+		topic, ok := strings.CutPrefix(m.Channel, channelKey(f.prefix, f.w.plane.db, ""))
 		if ok && s.subs[m.Channel] == 0 && s.unsubs[m.Channel] == 0 && s.asked[m.Channel] {
 			s.some = true
 			f.confirm(topic)
@@ -451,7 +455,7 @@ func (f *feed) send(ctx context.Context, s *session) error {
 		f.mu.Lock()
 		n := min(len(f.changed), maxChannels)
 		for _, topic := range f.changed[:n] {
-			channel := channelKey(f.prefix, topic)
+			channel := channelKey(f.prefix, f.w.plane.db, topic)
 			_, wanted := f.topics[topic]
 			switch {
 			case wanted && !s.asked[channel]:
@@ -515,7 +519,7 @@ func (f *feed) probe(ctx context.Context, s *session) error {
 		if ready {
 			call, cancel := context.WithTimeout(ctx, p.opts.Probe)
 			_, err := do(p, call, func(ctx context.Context) (any, error) {
-				return nil, p.client.Do(ctx, p.publish, probeKey(f.prefix, p.node), token).Err()
+				return nil, p.persist(ctx, func() error { return p.client.Do(ctx, p.publish, probeKey(f.prefix, p.node), token).Err() })
 			})
 			cancel()
 			published = err == nil // otherwise the ping still tells whether anything comes

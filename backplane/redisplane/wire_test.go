@@ -184,7 +184,7 @@ func TestMalformedAnnouncementsRingAndBreakNothing(t *testing.T) {
 	if err := w.Add(bounded(t), "t"); err != nil {
 		t.Fatal(err)
 	}
-	channel := channelKey(DefaultPrefix+"{0}", "t")
+	channel := channelKey(DefaultPrefix+"{0}", 0, "t")
 	bad := []string{"", "1", "hello", "1e", "1e" + epochText(0), "1e" + epochText(1) + "x", "2m", "1z" + epochText(1), strings.Repeat("\xff", 1000)}
 	for _, payload := range bad {
 		if n, err := client.Publish(context.Background(), channel, payload).Result(); n != 1 || err != nil {
