@@ -2,6 +2,7 @@ package backplane
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -576,10 +577,20 @@ func (t *topic) room() replay.Budget {
 	return b
 }
 
+// readTime is how long a call of Read with this budget may take: a second for each
+// megabyte more than other calls, up to two minutes.
+func readTime(max replay.Budget) time.Duration {
+	const most = 2 * time.Minute
+	if max.Bytes < 0 || max.Bytes >= int64(most/time.Second)<<20 {
+		return most
+	}
+	return min(callTimeout+time.Duration(max.Bytes>>20)*time.Second, most)
+}
+
 // read is one call of Read.
 func (t *topic) read(after replay.Position, max replay.Budget) (Page, error) {
 	t.hub.count.reads.Add(1)
-	ctx, cancel := t.hub.call()
+	ctx, cancel := context.WithTimeout(t.hub.ctx, readTime(max))
 	defer cancel()
 	return t.hub.bp.Read(ctx, t.name, after, max)
 }
