@@ -33,6 +33,44 @@ func TestBugsPlantedInAppendAndReadAreCaught(t *testing.T) {
 	)
 }
 
+func TestBugsPlantedInTheScriptsAreCaught(t *testing.T) {
+	mutant.Run(t, "^Test(ASegment|AClock|EntriesThat|AMessageThatDoes)",
+		mutant.Mutant{Why: "a segment lives only as long as its first entry", File: "append.lua",
+			Old: "age + age / 16 + 1000", New: "age"},
+		mutant.Mutant{Why: "the begin of a segment is taken for that of the next", File: "append.lua",
+			Old: "unpack('>I8', segs, 49)", New: "unpack('>I8', segs, 21)"},
+		mutant.Mutant{Why: "nobody sees that the clock has gone back", File: "append.lua",
+			Old: " and ms >= lbegun", New: ""},
+		mutant.Mutant{Why: "what does not fit into a segment fails", File: "append.lua",
+			Old: "not string.find(length.err, 'string exceeds', 1, true) and length.err or nil", New: "length.err"},
+		mutant.Mutant{Why: "a segment that has lost bytes counts as whole", File: "read.lua",
+			Old: "if not got[i] or #got[i] < bytes then", New: "if not got[i] then"},
+		mutant.Mutant{Why: "what the head does not know of is returned", File: "read.lua",
+			Old: "    got[i] = sub(got[i], 1, bytes)\n", New: ""},
+		mutant.Mutant{Why: "entries are not compared with those before them", File: "read.go",
+			Old: "|| b.Prev != a.Pos.Tag {", New: "{"},
+	)
+}
+
+func TestBugsPlantedInTheCallsAreCaught(t *testing.T) {
+	mutant.Run(t, "^Test(ConnectionsThat|EachAppend|WhatWasNever|PlanesOn|ThoseWho|ACommandThatIs|AClusterClientOn)",
+		mutant.Mutant{Why: "one dead connection after another fails a call", File: "append.go",
+			Old: "try <= pooled", New: "try < 1"},
+		mutant.Mutant{Why: "who queues waits for the time of others", File: "append.go",
+			Old: "time.NewTimer(p.opts.Timeout)", New: "time.NewTimer(time.Hour)"},
+		mutant.Mutant{Why: "what was never written is unknown", File: "append.go",
+			Old: "m.written.Load() && ", New: ""},
+		mutant.Mutant{Why: "one bad message fails its neighbours", File: "append.go",
+			Old: "ctx.Err() == nil && shared(err) {", New: "ctx.Err() == nil && shared(err) && false {"},
+		mutant.Mutant{Why: "what is forbidden for now is final", File: "append.go",
+			Old: "slices.Concat(refusals, forbidden)", New: "slices.Concat(refusals)"},
+		mutant.Mutant{Why: "all databases share their channels", File: "redis.go",
+			Old: "p.db = c.Options().DB", New: "_ = c.Options().DB"},
+		mutant.Mutant{Why: "nobody is told that the client is of the wrong kind", File: "redis.go",
+			Old: "	if wrong == nil {", New: "	if wrong == nil || true {"},
+	)
+}
+
 func TestBugsPlantedInWatchAreCaught(t *testing.T) {
 	mutant.Run(t, "^Test(ALinkThatIsKilled|ALinkTo|ARedisThat|ASubscriptionThat|TheSinkIs|ATopicThatIsAdded|AddEnds)",
 		mutant.Mutant{Why: "the sink is not told of an interruption", File: "watch.go",
