@@ -192,7 +192,7 @@ func (part *part) lead(c *appendCall) {
 	}
 	defer func() {
 		if x := recover(); x != nil { // not our caller's: others wait for the result too
-			part.plane.log.Error("a hook of the client has panicked", "panic", x, "stack", string(debug.Stack()))
+			part.plane.log.Warn("a hook of the client has panicked", "panic", x, "stack", string(debug.Stack()))
 		}
 		part.pass() // the next batch begins before these are told
 		for _, x := range batch[1:] {
@@ -252,11 +252,8 @@ func (part *part) exec(batch []*appendCall) {
 func (part *part) try(ctx context.Context, batch []*appendCall, unsure bool) {
 	p := part.plane
 	p.count.batches.Add(1)
-	reply, order, byTopic, outcome, err := part.call(ctx, batch)
+	outcome, err := part.call(ctx, batch)
 	if err == nil {
-		for _, topic := range order {
-			reply = part.receipts(reply, byTopic[topic])
-		}
 		return
 	}
 	unsure = unsure || outcome == backplane.Unknown
@@ -269,7 +266,7 @@ func (part *part) try(ctx context.Context, batch []*appendCall, unsure bool) {
 		outcome = backplane.Unknown
 	}
 	if len(batch) == 1 {
-		if refused := p.refusal(ctx, err, len(batch[0].body), len(batch[0].body)-bodyHeader-4); refused != nil {
+		if refused := p.refusal(ctx, err, len(batch[0].body)); refused != nil {
 			outcome, err = backplane.NotStored, refused // also by the calls before, which were the same
 		}
 	}
@@ -293,9 +290,9 @@ func malformed(err error) bool { return redis.HasErrorPrefix(err, "Protocol erro
 // refusal returns an error that says so if Redis refuses a command for good, because
 // an argument has size bytes; and else nil. Who is still writing when Redis hangs up
 // finds a broken connection instead of the answer, and then the settings tell.
-func (p *Plane) refusal(ctx context.Context, err error, size, data int) error {
+func (p *Plane) refusal(ctx context.Context, err error, size int) error {
 	refused := func(limit string) error {
-		return &backplane.InputError{Field: "Data", Reason: fmt.Sprintf("has %d bytes with its Key, more than this Redis takes (%s)", data, limit)}
+		return &backplane.InputError{Field: "Data", Reason: fmt.Sprintf("makes an argument of %d bytes, more than this Redis takes (%s)", size, limit)}
 	}
 	switch {
 	case malformed(err):
@@ -312,11 +309,11 @@ func (p *Plane) refusal(ctx context.Context, err error, size, data int) error {
 	return nil
 }
 
-// call makes one call of the script for a batch.
-func (part *part) call(ctx context.Context, batch []*appendCall) (reply []any, order []string, byTopic map[string][]*appendCall, outcome backplane.Outcome, err error) {
+// call makes one call of the script for a batch, and sets the receipts if it is answered.
+func (part *part) call(ctx context.Context, batch []*appendCall) (outcome backplane.Outcome, err error) {
 	p := part.plane
-	order = make([]string, 0, len(batch))
-	byTopic = make(map[string][]*appendCall, len(batch))
+	order := make([]string, 0, len(batch))
+	byTopic := make(map[string][]*appendCall, len(batch))
 	for _, c := range batch {
 		if byTopic[c.topic] == nil {
 			order = append(order, c.topic)
@@ -345,8 +342,14 @@ func (part *part) call(ctx context.Context, batch []*appendCall) (reply []any, o
 			args = append(args, c.id, c.body)
 		}
 	}
-	reply, outcome, err = part.send(ctx, args)
-	return reply, order, byTopic, outcome, err
+	reply, outcome, err := part.send(ctx, args)
+	if err != nil {
+		return outcome, err
+	}
+	for _, topic := range order {
+		reply = part.receipts(reply, byTopic[topic])
+	}
+	return outcome, nil
 }
 
 // A segment is a sixteenth of what is kept, or less: what a Read fetches are whole
@@ -517,7 +520,7 @@ func (p *Plane) PublishEphemeral(ctx context.Context, topic string, data []byte)
 		if err == nil {
 			return struct{}{}, nil
 		}
-		if refused := p.refusal(ctx, err, len(text), len(data)); refused != nil {
+		if refused := p.refusal(ctx, err, len(text)); refused != nil {
 			return struct{}{}, refused
 		}
 		return struct{}{}, p.unavailable(err)

@@ -642,6 +642,10 @@ func TestRedisWithoutMemoryStoresNothing(t *testing.T) {
 	if got, _ := read(t, p, "t", replay.Position{}); got != "before" {
 		t.Errorf("readable is %q", got)
 	}
+	// The first Read of a topic is a write.
+	if _, err := p.Read(bounded(t), "never seen", replay.Position{}, replay.Budget{}); !errors.Is(err, backplane.ErrUnavailable) || !strings.Contains(err.Error(), "OOM") {
+		t.Errorf("a topic that was never seen: %v", err)
+	}
 	must(t, server, "CONFIG SET maxmemory 0")
 	put(t, p, "t", "id", "x")
 }

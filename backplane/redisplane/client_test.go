@@ -41,7 +41,7 @@ func TestAPlainClientOnANodeOfAClusterIsToldWhichOneIsRight(t *testing.T) {
 		if r.Outcome != backplane.NotStored || !errors.Is(err, backplane.ErrUnavailable) || !strings.Contains(err.Error(), right) {
 			t.Errorf("an append: %v, %v", r.Outcome, err)
 		}
-		if !log.has("ERROR", right, "MOVED") {
+		if !log.has("WARN", right, "MOVED") {
 			t.Errorf("after an append the log says %q", log.lines)
 		}
 		_, err = p.Read(bounded(t), "t", replay.Position{}, replay.Budget{})
@@ -84,7 +84,7 @@ func TestAClusterClientOnASingleServerIsToldWhichOneIsRight(t *testing.T) {
 	if r.Outcome != backplane.NotStored || !errors.Is(err, backplane.ErrUnavailable) || !strings.Contains(err.Error(), right) {
 		t.Errorf("an append: %v, %v", r.Outcome, err)
 	}
-	if !log.has("ERROR", right) {
+	if !log.has("WARN", right) {
 		t.Errorf("after an append the log says %q", log.lines)
 	}
 	_, err = p.Read(bounded(t), "t", replay.Position{}, replay.Budget{})
@@ -100,6 +100,14 @@ func TestAClusterClientOnASingleServerIsToldWhichOneIsRight(t *testing.T) {
 	cancel()
 	if err := <-added; err == nil {
 		t.Error("Add is content")
+	}
+}
+
+func TestAPlainClientOnASentinelIsToldWhichOneIsRight(t *testing.T) {
+	sentinel := redistest.Sentinels(t, 1, 1, redistest.Start(t))[0]
+	p, _ := connect(t, sentinel.Addr(), quick(entries))
+	if err := p.Ping(bounded(t)); err == nil || errors.Is(err, backplane.ErrUnavailable) || !strings.Contains(err.Error(), "redis.NewFailoverClient") {
+		t.Errorf("Ping: %v", err)
 	}
 }
 

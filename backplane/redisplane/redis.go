@@ -54,7 +54,9 @@ type Options struct {
 	Identity time.Duration
 
 	// IDWindow is how long the ID of a message is remembered, at about 200 bytes
-	// each. At least a second. Zero means DefaultIDWindow.
+	// each. It goes by Redis's clock: if that is set forward by more than this, all IDs
+	// are forgotten, and a message that is sent again is stored twice. At least a
+	// second. Zero means DefaultIDWindow.
 	IDWindow time.Duration
 
 	// Partitions is the number of hash slots that topics are spread over, in a
@@ -73,10 +75,9 @@ type Options struct {
 	// replaced. Zero means DefaultProbe. At least 10 ms.
 	Probe time.Duration
 
-	// Timeout is how long a call may take that has no sooner deadline. An append
-	// that is on its way to Redis also ends with the client's own timeouts, and
-	// those that wait for it then follow. Zero means DefaultTimeout. At least
-	// 10 ms.
+	// Timeout is how long a call may take that has no sooner deadline, counted from
+	// its own beginning: an append also while it waits behind others. A Read of a
+	// large history is several calls. Zero means DefaultTimeout. At least 10 ms.
 	Timeout time.Duration
 
 	// Logger gets what an operator wants to know, and never what messages contain.
@@ -355,8 +356,11 @@ func (p *Plane) check(ctx context.Context) error {
 		}
 		return p.unavailable(err)
 	}
-	if node := strings.Contains(info, "redis_mode:cluster"); node && !p.cluster {
+	switch {
+	case strings.Contains(info, "redis_mode:cluster") && !p.cluster:
 		return fmt.Errorf("redisplane: %w", errIsCluster)
+	case strings.Contains(info, "redis_mode:sentinel"):
+		return fmt.Errorf("redisplane: %w", errIsSentinel)
 	}
 	return p.checkVersion(info)
 }
@@ -389,14 +393,15 @@ func (p *Plane) unavailable(err error) error {
 		return fmt.Errorf("redisplane: %w: %w", backplane.ErrUnavailable, err)
 	}
 	if n := p.wrong.Add(1); n&(n-1) == 0 { // the first, and ever fewer of those that follow it
-		p.log.Error("the client is of the wrong kind", "reason", wrong, "err", err, "failures", n)
+		p.log.Warn("the client is of the wrong kind", "reason", wrong, "err", err, "failures", n)
 	}
 	return fmt.Errorf("redisplane: %w: %w: %w", backplane.ErrUnavailable, wrong, err)
 }
 
 var (
-	errIsCluster = errors.New("this Redis is a node of a cluster: give New a *redis.ClusterClient, which redis.NewClusterClient makes, instead of a *redis.Client")
-	errNoCluster = errors.New("this Redis is not a cluster: give New a *redis.Client, which redis.NewClient makes, instead of a *redis.ClusterClient")
+	errIsCluster  = errors.New("this Redis is a node of a cluster: give New a *redis.ClusterClient, which redis.NewClusterClient makes, instead of a *redis.Client")
+	errIsSentinel = errors.New("this is a Sentinel: give New a client that redis.NewFailoverClient makes")
+	errNoCluster  = errors.New("this Redis is not a cluster: give New a *redis.Client, which redis.NewClient makes, instead of a *redis.ClusterClient")
 )
 
 // noCluster is how Redis answers a client that asks for its cluster, and has not begun.
@@ -424,7 +429,7 @@ type Stats struct {
 	Failed        uint64 // messages whose append failed
 	Reads         uint64 // calls of Read
 	Announcements uint64 // received
-	Malformed     uint64 // announcements that are not ours
+	Malformed     uint64 // messages on our channels that are not ours
 	Interruptions uint64 // of connections for live messages
 	Probes        uint64 // answered
 }

@@ -383,13 +383,16 @@ func (f *feed) message(s *session, m *redis.Message) {
 			f.w.plane.count.probes.Add(1)
 		}
 		f.mu.Unlock()
+		if _, err := strconv.Atoi(m.Payload); err != nil {
+			f.malformed(m)
+		}
 		return
 	}
 	f.w.plane.count.announcements.Add(1)
 	a, err := parseAnnouncement(m.Payload)
 	switch {
 	case err != nil:
-		f.w.plane.count.malformed.Add(1)
+		f.malformed(m)
 		f.w.sink.Doorbell(topic)
 	case a.ephemeral:
 		f.w.sink.Ephemeral(topic, a.data)
@@ -399,6 +402,14 @@ func (f *feed) message(s *session, m *redis.Message) {
 		for _, e := range a.entries {
 			f.w.sink.Entry(topic, e)
 		}
+	}
+}
+
+// malformed counts a message that is not ours.
+func (f *feed) malformed(m *redis.Message) {
+	p := f.w.plane
+	if n := p.count.malformed.Add(1); n&(n-1) == 0 { // the first, and ever fewer of those that follow it
+		p.log.Warn("somebody else publishes on our channels", "channel", m.Channel, "bytes", len(m.Payload), "malformed", n)
 	}
 }
 

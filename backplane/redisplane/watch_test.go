@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"regexp"
@@ -889,4 +890,49 @@ func TestAFeedStopsWhenItsServerNeverComesBack(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("Close does not return")
 	}
+}
+
+// While the error changed, from EOF to NOPERM say, the log went on being silent.
+func TestAFailureWhoseTextIsNewIsLogged(t *testing.T) {
+	port := 0
+	read := func() error { // as the one that was before, but for a port
+		port++
+		return &net.OpError{Op: "read", Source: &net.TCPAddr{Port: port}, Err: errors.New("connection reset by peer")}
+	}
+	var s series
+	var told []int
+	fail := func(n int, err func() error) {
+		for range n {
+			if s.tell(err()) {
+				told = append(told, s.n)
+			}
+		}
+	}
+	fail(5, func() error { return io.EOF })
+	fail(1, func() error { return said("NOPERM this user has no permissions to access one of the channels") })
+	fail(6, read)
+	fail(5, func() error { return io.EOF })
+	if want := []int{1, 2, 4, 6, 7, 8, 16}; !slices.Equal(told, want) {
+		t.Errorf("those that were logged are %v, want %v", told, want)
+	}
+	s, told = series{}, nil
+	fail(1000, func() error { port++; return fmt.Errorf("number %d", port) })
+	if len(told) > maxTexts+10 {
+		t.Errorf("of 1000 that are all new %d are logged", len(told))
+	}
+}
+
+func TestALinkThatIsLostForAnotherReasonIsLoggedAgain(t *testing.T) {
+	server := redistest.Start(t)
+	log := &record{}
+	opts := quick(entries)
+	opts.Logger = slog.New(log)
+	p, proxy := through(t, server, opts)
+	watch(t, p, "t")
+	proxy.Refuse.Store(true)
+	proxy.ResetAll()
+	until(t, "it has failed some times", func() bool { return p.Stats().Interruptions >= 3 })
+	must(t, server, "ACL SETUSER default resetchannels")
+	proxy.Heal()
+	until(t, "the log says why", func() bool { return log.has("WARN", "live messages", "err=NOPERM", "failures=") })
 }
