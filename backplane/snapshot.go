@@ -22,7 +22,7 @@ const maxSnapshots = 3
 
 // waitForSnapshot has a subscriber wait for a snapshot that is being made, or one
 // that is made for it.
-func (s *Subscription) waitForSnapshot(t *topic, x *extra, b *Batch, max replay.Budget) {
+func (s *Subscription) waitForSnapshot(t *topic, x *extra, b *Batch, max replay.Budget) error {
 	x.tries++
 	t.mu.Lock()
 	snap := t.snap
@@ -36,7 +36,7 @@ func (s *Subscription) waitForSnapshot(t *topic, x *extra, b *Batch, max replay.
 	}
 	t.mu.Unlock()
 	x.snapshot.Store(snap)
-	s.readSnapshot(t, x, snap, b, max)
+	return s.readSnapshot(t, x, snap, b, max)
 }
 
 func (t *topic) take(snap *snapshot) {
@@ -79,33 +79,22 @@ func (t *topic) reach(ctx context.Context, p replay.Position) {
 }
 
 // readSnapshot gives the subscriber the snapshot it waits for, and what follows.
-func (s *Subscription) readSnapshot(t *topic, x *extra, snap *snapshot, b *Batch, max replay.Budget) {
-	r := x.reset
+func (s *Subscription) readSnapshot(t *topic, x *extra, snap *snapshot, b *Batch, max replay.Budget) error {
 	if !snap.done.Load() {
 		_, head := t.log.Bounds()
 		s.cursor.Seek(head) // not to be woken for nothing
-		b.clearEntries(r.Want)
-		return
+		b.clearEntries(x.want)
+		return nil
 	}
-	if snap.err == nil {
-		s.cursor.Seek(snap.asOf)
-		if err := s.cursor.Read(&b.Batch, max); err == nil {
-			if r.Snapshot = snap.data; r.Snapshot == nil {
-				r.Snapshot = []byte{}
-			}
-			b.Reset = r
-			x.reset = nil
-			x.snapshot.Store(nil)
-			return
-		}
+	if snap.err != nil {
+		s.cross(t, b, max, x.want, nil)
+	} else if !s.cross(t, b, max, x.want, snap) {
 		if x.tries < maxSnapshots {
-			s.waitForSnapshot(t, x, b, max)
-			return
+			return s.waitForSnapshot(t, x, b, max)
 		}
 		t.hub.log.Warn("a snapshot is of a state that the topic's messages do not follow", "topic", t.name)
+		s.cross(t, b, max, x.want, nil)
 	}
-	x.reset = nil
 	x.snapshot.Store(nil)
-	oldest, _ := t.log.Bounds()
-	s.goOn(t, b, max, r, oldest)
+	return s.crossed(t, b, x.want)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -92,7 +93,7 @@ func TestTheHeadIsFixedBeforeTheSnapshotIsMade(t *testing.T) {
 			return state(head), replay.Position{}, nil
 		})
 		h = hub
-		if got := next(t, s); got != "reset(trimmed 5) snapshot(10) 11 12" {
+		if got := next(t, s); got != "reset(trimmed 7) snapshot(10) 11 12" {
 			t.Errorf("got %q", got)
 		}
 		if shop.heads[0] != pos[10] {
@@ -190,7 +191,7 @@ func TestWhileASnapshotIsMadeNothingIsGiven(t *testing.T) {
 			}
 			s.Read(&b, replay.Budget{})
 		}
-		if got := text(&b); got != "reset(trimmed 5) snapshot(10) 11 12 13" || s.Position() != b.To || b.To.Seq != 13 {
+		if got := text(&b); got != "reset(trimmed 8) snapshot(10) 11 12 13" || s.Position() != b.To || b.To.Seq != 13 {
 			t.Errorf("got %q, at %v", got, b.To)
 		}
 	})
@@ -254,7 +255,7 @@ func TestASnapshotThatIsTooOldIsMadeThreeTimesAtMost(t *testing.T) {
 					return state(head), replay.Position{}, nil
 				})
 				h = hub
-				want, calls := "reset(trimmed 5) snapshot(22)", 3
+				want, calls := "reset(trimmed 17) snapshot(22)", 3
 				if late > 2 {
 					want = "reset(trimmed 23) 25 26 27 28"
 				}
@@ -346,10 +347,120 @@ func TestASnapshotMayBeAheadOfThisNode(t *testing.T) {
 			return state(r.Pos), r.Pos, nil
 		})
 		b, h = tp, hub
-		if got := next(t, s); got != "reset(trimmed 5) snapshot(11)" || shop.calls != 1 {
+		if got := next(t, s); got != "reset(trimmed 6) snapshot(11)" || shop.calls != 1 {
 			t.Errorf("got %q in %d calls", got, shop.calls)
 		}
 		publish(t, h, "x", "12")
 		gets(t, s, "12")
+	})
+}
+
+// goBack has a topic end at p, with nothing stored, or with these entries.
+func (b *tap) goBack(topic string, p replay.Position, entries ...replay.Entry) {
+	b.Memory.mu.RLock()
+	mt := b.Memory.topics[topic]
+	b.Memory.mu.RUnlock()
+	mt.mu.Lock()
+	defer mt.mu.Unlock()
+	mt.log.Reset(p, entries...)
+	clear(mt.ids)
+	mt.order = nil
+}
+
+// The Reset kept the reason and the number from when the gap was found, though the history
+// had changed while the snapshot was made: "trimmed, 5 missed" in another epoch, for which
+// Void is false, or "trimmed" with a number below zero.
+func TestAResetSaysWhatIsTrueWhenItIsGiven(t *testing.T) {
+	errNone := errors.New("no database")
+	for _, c := range []struct {
+		name  string
+		error bool // of the first call
+		loses func(b *tap, pos []replay.Position)
+		want  string
+	}{
+		{"lost, no snapshot", true, func(b *tap, _ []replay.Position) { b.lose("x") }, "reset(epoch 0) new"},
+		{"lost, a second snapshot", false, func(b *tap, _ []replay.Position) { b.lose("x") }, "reset(epoch 0) snapshot(1)"},
+		{"gone back, no snapshot", true, func(b *tap, pos []replay.Position) { b.goBack("x", pos[3]) }, "reset(ahead 0) new"},
+		{"gone back, a second snapshot", false, func(b *tap, pos []replay.Position) { b.goBack("x", pos[3]) }, "reset(ahead 0) snapshot(4)"},
+		{"gone back to what is still trimmed", true, func(b *tap, pos []replay.Position) { b.rewind("x", 3) }, "reset(trimmed 1) 7 new"},
+		{"trimmed further", true, func(b *tap, pos []replay.Position) { b.goBack("x", pos[8]) }, "reset(trimmed 3) new"},
+		{"forked", true, func(b *tap, pos []replay.Position) { p := pos[5]; p.Tag++; b.goBack("x", p) }, "reset(forked 0) new"},
+		{"another history in which it has missed nothing", true, func(b *tap, pos []replay.Position) { b.goBack("x", pos[5]) }, "new"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				limits := func(string) replay.Limits { return replay.Limits{Entries: 4} }
+				b := newTap(t, &MemoryOptions{Limits: limits})
+				var h *Hub
+				var pos []replay.Position
+				s := &shop{}
+				s.make = func(_ context.Context, head replay.Position) ([]byte, replay.Position, error) {
+					if s.calls > 1 {
+						return state(head), replay.Position{}, nil
+					}
+					c.loses(b, pos)
+					publish(t, h, "x", "new")
+					time.Sleep(time.Second)
+					if c.error {
+						return nil, replay.Position{}, errNone
+					}
+					return state(head), replay.Position{}, nil
+				}
+				h = hub(t, b, &Options{Sweep: -1, Limits: limits, Snapshot: s.snapshot})
+				pos = ten(t, hub(t, b, quiet()), "x")
+				sub := subscribe(t, h, "x", &SubscribeOptions{After: pos[5]})
+				if got := next(t, sub); got != c.want {
+					t.Errorf("got %q, want %q", got, c.want)
+				}
+				if n := h.Stats().Resets; n != uint64(strings.Count(c.want, "reset")) {
+					t.Errorf("%d Resets", n)
+				}
+				publish(t, h, "x", "after")
+				if got := next(t, sub); got != "after" {
+					t.Errorf("got %q", got)
+				}
+			})
+		})
+	}
+}
+
+// A failover, and back again before anybody was told.
+func TestAGapThatIsGoneBeforeItIsToldIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		var all []replay.Entry
+		var pos []replay.Position
+		snapshot := func(context.Context, string, replay.Position) ([]byte, replay.Position, error) {
+			b.goBack("x", pos[0], all...)
+			b.sinks[0].Interrupted(errAway)
+			time.Sleep(time.Second)
+			return []byte("state"), replay.Position{}, nil
+		}
+		h := hub(t, b, &Options{Sweep: -1, Snapshot: snapshot})
+		pos = ten(t, h, "x")
+		page, _ := b.Memory.Read(t.Context(), "x", replay.Position{}, replay.Budget{Entries: -1})
+		all = page.Entries
+		sub := subscribe(t, h, "x", &SubscribeOptions{After: pos[9]})
+		b.goBack("x", pos[0], all[:3]...)
+		b.sinks[0].Interrupted(errAway)
+		synctest.Wait()
+		if got := next(t, sub); got != "10" || h.Stats().Resets != 0 {
+			t.Errorf("got %q, %d Resets", got, h.Stats().Resets)
+		}
+	})
+}
+
+// What is to be remembered is never ahead of what was given, also at the end.
+func TestCloseDuringASnapshotLeavesThePosition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, h, _, s, pos := withSnapshots(t, func(ctx context.Context, _ replay.Position) ([]byte, replay.Position, error) {
+			return nil, replay.Position{}, hang(ctx)
+		})
+		gets(t, s, "")
+		h.Close(t.Context())
+		gets(t, s, "error: "+ErrClosed.Error())
+		if s.Position() != pos[1] || h.Stats().Resets != 0 {
+			t.Errorf("at %v after Close, want %v; %d Resets", s.Position(), pos[1], h.Stats().Resets)
+		}
 	})
 }

@@ -54,11 +54,14 @@ const ReasonFloor replay.Reason = "floor"
 // subscriber knows: what follows is all that is left of it, which may contain what
 // it has seen before, and lack what it has seen. So take the state that was built
 // from earlier messages for void, unless the reason is one of those three.
+//
+// A Reset says what is true when the subscriber is given it, also if it had to wait for
+// a Snapshot.
 type Reset struct {
 	Reason replay.Reason
-	Missed uint64          // how many messages were missed, 0 if that is not known
+	Missed uint64          // how many messages are no longer there, 0 if that is not known
 	Want   replay.Position // after which the subscriber wanted to read
-	Head   replay.Position // of the topic when that turned out to be impossible
+	Head   replay.Position // of the topic
 
 	// Snapshot is what [Options.Snapshot] has returned, a state that replaces all
 	// that the subscriber had, and which the next messages follow. It is nil if
@@ -106,8 +109,8 @@ type extra struct {
 	floor   replay.Position
 	resumed replay.Position // After
 	tell    bool            // that something was withheld, when it is
-	reset   *Reset          // to be given with the snapshot
-	tries   int             // of snapshots for this reset
+	want    replay.Position // where it stands while it waits for a snapshot
+	tries   int             // of snapshots for this gap
 
 	// Set by the reader only, but looked at by Arm when it is no longer that.
 	seen     atomic.Uint64            // number of the newest ephemeral message seen
@@ -308,8 +311,7 @@ func (s *Subscription) Read(b *Batch, max replay.Budget) error {
 	}
 	t.ephemeral(x, b)
 	if snap := x.snapshot.Load(); snap != nil {
-		s.readSnapshot(t, x, snap, b, max)
-		return nil
+		return s.readSnapshot(t, x, snap, b, max)
 	}
 	if err := s.cursor.Read(&b.Batch, max); err != nil {
 		return s.reset(t, b, max, err.(*replay.GapError))
@@ -368,47 +370,71 @@ func (s *Subscription) extra() *extra {
 // reset moves the subscriber over a gap and puts a Reset into b, with what follows
 // it; or has a snapshot made first.
 func (s *Subscription) reset(t *topic, b *Batch, max replay.Budget, gap *replay.GapError) error {
-	if t.hub.ctx.Err() != nil || s.topic.Load() == nil { // the end is no gap
+	if s.over(t) { // the end is no gap
 		b.clear(gap.Want)
 		return ErrClosed
 	}
-	r := &Reset{Reason: gap.Reason, Want: gap.Want, Head: gap.Head, Missed: gap.Missed}
-	t.hub.count.resets.Add(1)
-	x := s.more.Load()
 	// A snapshot has what is below a floor, too.
-	if t.hub.opts.Snapshot != nil && (x == nil || x.floor.IsZero()) {
+	if x := s.more.Load(); t.hub.opts.Snapshot != nil && (x == nil || x.floor.IsZero()) {
 		x = s.extra()
-		x.reset, x.tries = r, 0
-		s.waitForSnapshot(t, x, b, max)
-		return nil
+		x.want, x.tries = gap.Want, 0
+		return s.waitForSnapshot(t, x, b, max)
 	}
-	s.goOn(t, b, max, r, gap.Oldest)
+	s.cross(t, b, max, gap.Want, nil)
+	return s.crossed(t, b, gap.Want)
+}
+
+// over reports whether the subscription or the Hub is closed.
+func (s *Subscription) over(t *topic) bool {
+	return t.hub.ctx.Err() != nil || s.topic.Load() == nil
+}
+
+// crossed is what Read returns after cross. The log of a topic that has ended is another
+// one, and so a gap: but the topic ends only after the Hub or the subscription is closed.
+func (s *Subscription) crossed(t *topic, b *Batch, want replay.Position) error {
+	if s.over(t) {
+		s.cursor.Seek(want) // see Position
+		b.clear(want)
+		return ErrClosed
+	}
+	if b.Reset != nil {
+		t.hub.count.resets.Add(1)
+	}
+	if x := s.more.Load(); x != nil {
+		x.withhold(t, b)
+	}
 	return nil
 }
 
-// goOn reads what is there from a place on, or later if need be.
-func (s *Subscription) goOn(t *topic, b *Batch, max replay.Budget, r *Reset, from replay.Position) {
-	known := r.Missed > 0
+// cross moves the subscriber over the gap after want. It puts a Reset into b, and what
+// follows it: everything that is left, or what follows the snapshot. The Reset says what is
+// true now, because the history may have changed since the gap was found. If there is no
+// gap any more then there is no Reset. It reports whether the snapshot can be used.
+func (s *Subscription) cross(t *topic, b *Batch, max replay.Budget, want replay.Position, snap *snapshot) bool {
 	for {
-		if known && from.Epoch == r.Want.Epoch {
-			r.Missed = from.Seq - r.Want.Seq
-		}
-		s.cursor.Seek(from)
+		s.cursor.Seek(want)
 		err := s.cursor.Read(&b.Batch, max)
 		if err == nil {
-			b.Reset = r
-			if x := s.more.Load(); x != nil {
-				x.withhold(t, b)
-			}
-			return
+			return true
 		}
-		// The log has moved on since. That is still the same gap, or one of a new
-		// kind which takes its place.
 		gap := err.(*replay.GapError)
-		if gap.Reason != replay.ReasonTrimmed && gap.Reason != replay.ReasonLagging {
-			r.Reason, r.Missed, known = gap.Reason, 0, false
+		r := &Reset{Reason: gap.Reason, Want: gap.Want, Head: gap.Head, Missed: gap.Missed}
+		from := gap.Oldest
+		if snap != nil {
+			from = snap.asOf
+			if r.Snapshot = snap.data; r.Snapshot == nil {
+				r.Snapshot = []byte{}
+			}
 		}
-		r.Head, from = gap.Head, gap.Oldest
+		s.cursor.Seek(from)
+		if s.cursor.Read(&b.Batch, max) == nil {
+			b.Reset = r
+			return true
+		}
+		if snap != nil {
+			return false
+		}
+		// The log has changed between the two reads.
 	}
 }
 
@@ -483,8 +509,8 @@ func (s *Subscription) news() bool {
 // Position returns after which message the subscriber stands: what to remember
 // for [SubscribeOptions.After]. It is for the goroutine that reads.
 func (s *Subscription) Position() replay.Position {
-	if x := s.more.Load(); x != nil && x.reset != nil {
-		return x.reset.Want // the cursor waits elsewhere for a snapshot
+	if x := s.more.Load(); x != nil && x.snapshot.Load() != nil {
+		return x.want // the cursor waits elsewhere
 	}
 	return s.cursor.Position()
 }
