@@ -82,6 +82,7 @@ type Hub struct {
 	ctx     context.Context // ends in Close
 	cancel  context.CancelFunc
 	closed  atomic.Bool
+	done    chan struct{}  // closed at the end of the first Close
 	wg      sync.WaitGroup // all goroutines
 	outbox  *outbox        // nil without
 
@@ -120,7 +121,7 @@ const (
 // does not wait for bp: a backplane that is away is tried again, for as long as
 // somebody wants something of it.
 func New(bp Backplane, opts *Options) *Hub {
-	h := &Hub{bp: bp, topics: map[string]*topic{}, adding: map[string]bool{}, dirty: make(chan struct{}, 1)}
+	h := &Hub{bp: bp, topics: map[string]*topic{}, adding: map[string]bool{}, dirty: make(chan struct{}, 1), done: make(chan struct{})}
 	if opts != nil {
 		h.opts = *opts
 	}
@@ -231,12 +232,25 @@ func (h *Hub) PublishEphemeral(ctx context.Context, topic string, data []byte) e
 // Messages still in the outbox are handed to [Outbox.Done] with that error. Close
 // waits for all that the Hub has called, a Snapshot or Done included, and when it
 // returns nothing of the Hub runs any more. It returns the [context.Cause] of ctx if
-// the outbox was not emptied. It may be called again, and then returns nil.
+// the outbox was not emptied.
+//
+// It may be called again: a later call only waits for the first, and returns nil when that
+// has returned, or the cause of its own ctx when that is done earlier.
 func (h *Hub) Close(ctx context.Context) (err error) {
 	if h.closed.Swap(true) {
-		h.wg.Wait()
-		return nil
+		select {
+		case <-h.done:
+			return nil
+		default:
+		}
+		select {
+		case <-h.done:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
+	defer close(h.done)
 	if h.outbox != nil {
 		err = h.outbox.close(ctx)
 	}

@@ -1659,6 +1659,36 @@ func TestAClosedHubRefusesEverything(t *testing.T) {
 }
 
 // Those who wait for a backplane that hangs are let go at once.
+// The second call waited for the first however long that took, whatever its own context.
+func TestASecondCloseIsBoundedByItsOwnContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Age: -1}})
+		b.down(false)
+		queue(t, h, "x", "1")
+		first := make(chan error, 1)
+		long, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("first"))
+		defer cancel()
+		go func() { first <- h.Close(long) }()
+		synctest.Wait()
+		start := time.Now()
+		short, cancel := context.WithTimeoutCause(t.Context(), time.Second, errPatience)
+		defer cancel()
+		if err := h.Close(short); err != errPatience || time.Since(start) != time.Second {
+			t.Errorf("the second: %v after %v", err, time.Since(start))
+		}
+		if err := h.Close(t.Context()); err != nil || time.Since(start) != time.Minute {
+			t.Errorf("the third: %v after %v", err, time.Since(start))
+		}
+		if err := <-first; err == nil || err.Error() != "first" {
+			t.Errorf("the first: %v", err)
+		}
+		if err := h.Close(short); err != nil {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
 func TestCloseEndsThoseWhoWaitToSubscribe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTap(t, nil)

@@ -44,7 +44,7 @@ type Memory struct {
 	stop chan struct{}
 	wg   sync.WaitGroup
 
-	mu     sync.RWMutex // guards topics and closed
+	mu     sync.RWMutex // guards topics and closed; a topic's lock may be taken under it
 	topics map[string]*memTopic
 	closed bool
 }
@@ -60,7 +60,7 @@ type memTopic struct {
 	// mu guards all below. The log's lock may be taken under it.
 	mu       sync.Mutex
 	used     time.Time
-	gone     bool // forgotten: look it up again
+	gone     bool // forgotten, or the Memory is closed: look it up again
 	ids      map[string]memID
 	order    []string // the keys of ids, oldest first
 	watchers []*memWatcher
@@ -140,18 +140,21 @@ func (m *Memory) topic(ctx context.Context, name string) (*memTopic, error) {
 			}
 			fresh := &memTopic{log: replay.New(limits), ids: map[string]memID{}}
 			m.mu.Lock()
-			if t = m.topics[name]; t == nil {
+			if t = m.topics[name]; t == nil && !m.closed {
 				t = fresh
 				m.topics[name] = t
 			}
 			m.mu.Unlock()
+			if t == nil {
+				return nil, ErrClosed
+			}
 		}
 		t.mu.Lock()
 		if !t.gone {
 			t.used = time.Now()
 			return t, nil
 		}
-		t.mu.Unlock() // the janitor is about to take it out of the map
+		t.mu.Unlock() // it is about to be taken out of the map
 	}
 }
 
@@ -256,17 +259,25 @@ func (m *Memory) Watch(s Sink) Watcher {
 	return &memWatcher{m: m, sink: s, topics: map[string]*memTopic{}}
 }
 
-// Close implements [Backplane]. What is stored is gone.
+// Close implements [Backplane]. What is stored is gone. After Close nothing is stored:
+// an Append that is still running has stored its message before, or fails.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	first := !m.closed
 	m.closed = true
-	clear(m.topics)
 	m.mu.Unlock()
 	if first {
 		close(m.stop)
 	}
-	m.wg.Wait()
+	m.wg.Wait() // the janitor, which decides about gone as well
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.topics {
+		t.mu.Lock()
+		t.gone = true
+		t.mu.Unlock()
+	}
+	clear(m.topics)
 	return nil
 }
 

@@ -166,3 +166,29 @@ func TestMemoryUnderStress(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// An Append that had looked whether the Memory is closed just before it was made a topic
+// that nobody could read, and said that the message was committed.
+func TestMemoryStoresNothingAfterClose(t *testing.T) {
+	var m *Memory
+	m = NewMemory(&MemoryOptions{Limits: func(topic string) replay.Limits {
+		if topic == "new" {
+			m.Close() // between the look and the new topic
+		}
+		return replay.Limits{}
+	}})
+	appendTo(t, m, "old", "", "1")
+	old := m.topics["old"]
+	for _, topic := range []string{"new", "old", "other"} {
+		if r, err := m.Append(t.Context(), topic, Message{}); err != ErrClosed || r.Outcome != NotStored {
+			t.Errorf("%s: %+v, %v", topic, r, err)
+		}
+		if _, err := m.Read(t.Context(), topic, replay.Position{}, replay.Budget{}); err != ErrClosed {
+			t.Errorf("%s: %v", topic, err)
+		}
+	}
+	// One that has found its topic before Close looks at this when it gets the lock.
+	if !old.gone || len(m.topics) > 0 {
+		t.Errorf("a topic can still be appended to: gone is %v, %d topics", old.gone, len(m.topics))
+	}
+}
