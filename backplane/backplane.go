@@ -54,7 +54,10 @@ const (
 // An error that wraps [ErrUnavailable] says that the backplane cannot be reached or
 // cannot do its work now, whatever the reason: try again later. One that a call
 // returns because its context is done need not. [ErrClosed] says that Close was called.
-// Anything else is for the log.
+// Any other error of Append is final, and of other calls it is for the log. So a message
+// that the backplane will never take (it is too large, or may not be written) gets
+// NotStored and an error that does not wrap ErrUnavailable: an [Outbox] then gives it up,
+// and does not hold up those behind it. One bad message must not fail others.
 //
 // # More abilities
 //
@@ -225,7 +228,9 @@ const (
 	// Duplicate: a message with that ID was stored before, and this one is not.
 	Duplicate
 
-	// Queued: the backplane is away, and the message waits in the Hub's outbox.
+	// Queued: the backplane is away, and the message waits in the Hub's outbox. It
+	// is a promise for [Outbox.Age] only, a minute by default, and only while the
+	// process runs: after that the message is dropped, which [Outbox.Done] is told.
 	Queued
 )
 

@@ -3,6 +3,7 @@ package backplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -21,11 +22,16 @@ const (
 // its own. Each keeps its ID, so that one which was stored although its first try
 // failed is not stored again.
 //
+// A message waits only while the error of a try wraps [ErrUnavailable] or the try has
+// taken too long. Any other error is final: Done is told, and the next message is sent at
+// once.
+//
 // They are lost if the process ends without [Hub.Close].
 type Outbox struct {
 	// Messages and Bytes (of Data, Key and ID) are the most that is kept; beyond
-	// that Publish fails with ErrOutboxFull. Zero means DefaultOutboxMessages and
-	// DefaultOutboxBytes, negative no limit.
+	// that Publish fails with ErrOutboxFull. A message counts until Done has
+	// returned. Zero means DefaultOutboxMessages and DefaultOutboxBytes, negative
+	// no limit.
 	Messages int
 	Bytes    int64
 
@@ -35,7 +41,9 @@ type Outbox struct {
 
 	// Done is told what became of each message that was Queued: Committed,
 	// Duplicate, or NotStored or Unknown with the error, which is ErrExpired for
-	// one that got too old and ErrClosed for one that was there at the end. It is
+	// one that got too old and ErrClosed for one that was there at the end. After a
+	// try whose outcome was Unknown, the message is Unknown at the end as well,
+	// unless a later try has found out: also if a later try was refused. Done is
 	// called in a topic's order, for several topics possibly at the same time, and
 	// Close waits for it. It may publish; it must not call Close. Nil means that
 	// nobody is told but the Logger.
@@ -128,9 +136,12 @@ func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt,
 	case o.closing:
 		o.mu.Unlock()
 		return item.last, err
-	case o.opts.Messages >= 0 && o.n >= o.opts.Messages, o.opts.Bytes >= 0 && o.bytes+item.size() > o.opts.Bytes:
+	case o.opts.Messages >= 0 && o.n >= o.opts.Messages:
 		o.mu.Unlock()
-		return item.last, errors.Join(ErrOutboxFull, err)
+		return item.last, fmt.Errorf("%w: it has %d messages (Outbox.Messages): %w", ErrOutboxFull, o.opts.Messages, err)
+	case o.opts.Bytes >= 0 && o.bytes+item.size() > o.opts.Bytes:
+		o.mu.Unlock()
+		return item.last, fmt.Errorf("%w: it would have more than %d bytes (Outbox.Bytes): %w", ErrOutboxFull, o.opts.Bytes, err)
 	}
 	q := o.queues[topic]
 	if q == nil {
@@ -282,10 +293,7 @@ func (o *outbox) sendFirst(q *topicQueue) bool {
 		q.away = true
 		o.away = append(o.away, q)
 		for _, item := range q.items {
-			if item.wait != nil {
-				close(item.wait)
-				item.wait = nil
-			}
+			o.serve(item)
 		}
 		o.tried(q, false)
 		o.plan()
@@ -295,7 +303,9 @@ func (o *outbox) sendFirst(q *topicQueue) bool {
 		q.away = false
 		o.tried(q, true)
 	}
-	if o.finish(item, err) {
+	if item.err, item.final = err, true; o.serve(item) {
+		o.free(item)
+	} else {
 		q.told = append(q.told, item)
 		if !q.telling {
 			q.telling = true
@@ -307,7 +317,7 @@ func (o *outbox) sendFirst(q *topicQueue) bool {
 		return true
 	}
 	q.busy = false
-	o.tried(q, true) // all that was left has expired
+	o.tried(q, false) // all has expired, which says nothing about the backplane
 	o.forget(q)
 	return false
 }
@@ -326,6 +336,9 @@ func (o *outbox) tell(q *topicQueue) {
 		q.told = q.told[1:]
 		o.mu.Unlock()
 		o.done(q.topic, item)
+		o.mu.Lock()
+		o.free(item)
+		o.mu.Unlock()
 	}
 }
 
@@ -346,18 +359,21 @@ func (o *outbox) forget(q *topicQueue) {
 	}
 }
 
-// finish makes what became of a message final, and reports whether Done is to be told.
-// The lock is held.
-func (o *outbox) finish(item *queued, err error) (tell bool) {
-	item.err, item.final = err, true
-	o.n--
-	o.bytes -= item.size()
+// serve ends the wait of the one who has published item, and reports whether there was
+// one. The lock is held.
+func (o *outbox) serve(item *queued) bool {
 	if item.wait == nil {
-		return true
+		return false
 	}
 	close(item.wait)
 	item.wait = nil
-	return false
+	return true
+}
+
+// free gives back the room of a message. The lock is held.
+func (o *outbox) free(item *queued) {
+	o.n--
+	o.bytes -= item.size()
 }
 
 func (o *outbox) done(topic string, item *queued) {
@@ -404,9 +420,10 @@ func (o *outbox) close(ctx context.Context) error {
 	var all []lost
 	for _, q := range o.queues {
 		for _, item := range q.items {
-			if o.finish(item, ErrClosed) {
+			if item.err, item.final = ErrClosed, true; !o.serve(item) {
 				all = append(all, lost{q.topic, item})
 			}
+			o.free(item)
 		}
 	}
 	o.queues, o.ready, o.away = map[string]*topicQueue{}, nil, nil

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
@@ -469,6 +470,209 @@ func TestAPublishWhoseContextEndsIsNotQueued(t *testing.T) {
 		defer cancel()
 		if r, err := h.Publish(ctx, "x", Message{}); !errors.Is(err, errPatience) || r.Outcome != Unknown {
 			t.Errorf("%+v, %v", r, err)
+		}
+	})
+}
+
+// Three good messages expired behind one that the backplane would never take.
+func TestTheOutboxDoesNotWaitBehindWhatCanNeverSucceed(t *testing.T) {
+	errRefused := errors.New("too large")
+	for _, c := range []struct {
+		name  string
+		first Receipt // of the first try of the bad one
+		want  string
+	}{
+		{"never stored", Receipt{Outcome: NotStored}, "x bad not stored too large"},
+		// It may have been stored by the first try: who refuses cannot say.
+		{"unknown before", Receipt{Outcome: Unknown}, "x bad unknown too large"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newTap(t, nil)
+				var l ledger
+				h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Done: l.done}})
+				s := subscribe(t, h, "x", nil)
+				b.set(func() {
+					b.onAppend = func(context.Context, string, Message, func() (Receipt, error)) (Receipt, error) {
+						return c.first, errAway
+					}
+				})
+				queue(t, h, "x", "bad")
+				b.down(false)
+				for _, text := range []string{"1", "2", "3"} {
+					queue(t, h, "x", text)
+				}
+				var at []time.Duration
+				start := time.Now()
+				b.set(func() {
+					b.onAppend = func(_ context.Context, _ string, m Message, do func() (Receipt, error)) (Receipt, error) {
+						at = append(at, time.Since(start))
+						if string(m.Data) == "bad" {
+							return Receipt{Outcome: NotStored}, errRefused
+						}
+						return do()
+					}
+				})
+				time.Sleep(6 * time.Second)
+				l.check(t, c.want, "x 1 committed", "x 2 committed", "x 3 committed")
+				gets(t, s, "1 2 3")
+				synctest.Wait()
+				if len(at) != 4 || at[3] != at[0] {
+					t.Errorf("tries at %v, want four at once", at)
+				}
+			})
+		})
+	}
+}
+
+// What was on its way to Done did not count: with a slow Done any number was held, while
+// Stats said that there was none.
+func TestTheOutboxIsBoundedAlsoWhileDoneIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		slow := make(chan struct{})
+		h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Messages: 4, Done: func(string, Message, Receipt, error) { <-slow }}})
+		b.down(false)
+		for range 4 {
+			queue(t, h, "x", "data")
+		}
+		bytes := h.Stats().QueuedBytes
+		b.up()
+		time.Sleep(6 * time.Second)
+		b.down(false)
+		if st := h.Stats(); st.Published != 4 || st.Queued != 4 || st.QueuedBytes != bytes {
+			t.Errorf("%+v, want 4 published and queued, and %d bytes", st, bytes)
+		}
+		if r, err := h.Publish(t.Context(), "y", Message{}); !errors.Is(err, ErrOutboxFull) || !strings.Contains(err.Error(), "4 messages (Outbox.Messages)") {
+			t.Errorf("%+v, %v", r, err)
+		}
+		close(slow)
+		synctest.Wait()
+		if st := h.Stats(); st.Queued != 0 || st.QueuedBytes != 0 {
+			t.Errorf("%+v", st)
+		}
+		queue(t, h, "y", "room again")
+	})
+}
+
+// Done is called in a topic's order, one call after the other, however slow it is and
+// while more is sent.
+func TestDoneIsCalledInOrderAndOneAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		var running, most int
+		var told []string
+		h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Done: func(_ string, m Message, _ Receipt, _ error) {
+			running++
+			most = max(most, running)
+			time.Sleep(time.Second)
+			told = append(told, string(m.Data))
+			running--
+		}}})
+		b.down(false)
+		var want []string
+		for i := range 10 {
+			want = append(want, strconv.Itoa(i))
+			queue(t, h, "x", want[i])
+		}
+		b.up()
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if diff := cmp.Diff(want, told); diff != "" || most != 1 {
+			t.Errorf("%d at a time; told (-want +got):\n%s", most, diff)
+		}
+	})
+}
+
+// That a message has expired says nothing about the backplane: it is still away, and so
+// few topics are tried at a time.
+func TestAnExpiredMessageIsNoSuccess(t *testing.T) {
+	for _, second := range []bool{false, true} { // another message in the topics whose first expires
+		t.Run(fmt.Sprintf("second=%v", second), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newTap(t, nil)
+				h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{}})
+				b.down(false)
+				for i := range 24 {
+					queue(t, h, "old"+strconv.Itoa(i), "1")
+				}
+				time.Sleep(DefaultOutboxAge / 2)
+				for i := range 24 {
+					queue(t, h, "new"+strconv.Itoa(i), "1")
+					if second {
+						queue(t, h, "old"+strconv.Itoa(i), "2")
+					}
+				}
+				time.Sleep(DefaultOutboxAge / 2)
+				round := map[time.Time]int{} // what is tried at one moment
+				b.set(func() {
+					b.onAppend = func(context.Context, string, Message, func() (Receipt, error)) (Receipt, error) {
+						b.set(func() { round[time.Now()]++ })
+						return Receipt{Outcome: NotStored}, errAway
+					}
+				})
+				time.Sleep(DefaultOutboxAge/2 - time.Second)
+				b.up()
+				synctest.Wait()
+				for _, n := range round {
+					if n > minWidth {
+						t.Fatalf("%d topics were tried in one round, want %d", n, minWidth)
+					}
+				}
+				if len(round) == 0 {
+					t.Error("nothing was tried")
+				}
+			})
+		})
+	}
+}
+
+// Those who publish while the messages before theirs are sent wait for them, and Close
+// ends that, for all of them.
+func TestCloseEndsThoseWhoWaitForMessagesBeforeTheirs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		var l ledger
+		h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Age: -1, Done: l.done}})
+		b.down(false)
+		queue(t, h, "x", "1")
+		queue(t, h, "x", "2")
+		b.set(func() {
+			b.onAppend = func(ctx context.Context, _ string, m Message, do func() (Receipt, error)) (Receipt, error) {
+				if string(m.Data) == "1" {
+					return do()
+				}
+				return Receipt{}, hang(ctx)
+			}
+		})
+		time.Sleep(6 * time.Second) // 1 is sent, so the backplane is back, and 2 hangs
+		type result struct {
+			text string
+			r    Receipt
+			err  error
+		}
+		results := make(chan result, 3)
+		for _, text := range []string{"3", "4", "5"} {
+			go func() {
+				r, err := h.Publish(context.Background(), "x", Message{Data: []byte(text)})
+				results <- result{text, r, err}
+			}()
+			synctest.Wait()
+		}
+		if len(results) > 0 {
+			t.Fatalf("not waited: %+v", <-results)
+		}
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errPatience)
+		defer cancel()
+		h.Close(ctx)
+		synctest.Wait()
+		if len(results) != 3 {
+			t.Fatalf("%d of 3 have returned", len(results))
+		}
+		for range 3 {
+			if x := <-results; x.r.Outcome != Queued && !errors.Is(x.err, ErrClosed) {
+				t.Errorf("%+v", x)
+			}
 		}
 	})
 }
