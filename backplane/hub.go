@@ -62,7 +62,8 @@ type Options struct {
 	Snapshot func(ctx context.Context, topic string, head replay.Position) (data []byte, asOf replay.Position, err error)
 
 	// Logger gets what an operator wants to know, and never what messages contain.
-	// Nil means no log.
+	// A message that comes again with the same error is logged ever more rarely, with
+	// a count, whatever the topic; one with another error at once. Nil means no log.
 	Logger *slog.Logger
 }
 
@@ -76,7 +77,7 @@ type Hub struct {
 	bp     Backplane
 	header HeadReader // nil if bp is none
 	opts   Options
-	log    *slog.Logger
+	log    logbook
 
 	watcher Watcher
 	ctx     context.Context // ends in Close
@@ -138,9 +139,9 @@ func New(bp Backplane, opts *Options) *Hub {
 	if o.MaxMessage == 0 {
 		o.MaxMessage = DefaultMaxMessage
 	}
-	h.log = o.Logger
-	if h.log == nil {
-		h.log = slog.New(slog.DiscardHandler)
+	h.log.log = o.Logger
+	if h.log.log == nil {
+		h.log.log = slog.New(slog.DiscardHandler)
 	}
 	h.header, _ = bp.(HeadReader)
 	h.ctx, h.cancel = context.WithCancel(context.Background())

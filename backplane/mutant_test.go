@@ -75,7 +75,7 @@ func TestBugsPlantedInHowATopicIsFollowedAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "those who are slow lose what the ring has", File: "topic.go",
 			Old: "case gap == nil && t.has(from):", New: "case false:"},
 		mutant.Mutant{Why: "a contradiction is read again and again", File: "topic.go",
-			Old: "	if t.odd == 0 {\n		t.failures = 0\n	}\n", New: "	t.failures, t.odd = 0, 0\n"},
+			Old: "	if t.odd == 0 {\n		if t.failures > 0 {", New: "	if t.odd = 0; true {\n		if t.failures > 0 {"},
 		mutant.Mutant{Why: "topics that cannot be watched hold up others", File: "work.go",
 			Old: "h.alone >= maxAdds/2", New: "h.alone >= maxAdds"},
 		mutant.Mutant{Why: "who waits is not told that the backplane is back", File: "work.go",
@@ -196,5 +196,18 @@ func TestBugsPlantedInTheOutboxAreCaught(t *testing.T) {
 			Old: "err != nil && (ctx.Err() != nil || errors.Is(err, ErrUnavailable))", New: "err != nil"},
 		mutant.Mutant{Why: "who publishes does not wait for those before", File: "outbox.go",
 			Old: "	if q.away {\n		o.mu.Unlock()\n		return Receipt{Outcome: Queued", New: "	if true {\n		o.mu.Unlock()\n		return Receipt{Outcome: Queued"},
+	)
+}
+
+func TestBugsPlantedInTheLogAreCaught(t *testing.T) {
+	mutant.Run(t, "^Test.*(Log|Outage)",
+		mutant.Mutant{Why: "an error that changes is not logged", File: "log.go",
+			Old: "	now := time.Now()\n	l.mu.Lock()\n", New: "	now := time.Now()\n	key.text = \"\"\n	l.mu.Lock()\n"},
+		mutant.Mutant{Why: "an error with another port is another", File: "log.go",
+			Old: "if '0' <= r && r <= '9' {", New: "if r < 0 {"},
+		mutant.Mutant{Why: "each topic is logged", File: "log.go",
+			Old: "	if n&(n-1) != 0 {", New: "	if n < 0 {"},
+		mutant.Mutant{Why: "a second outage is not logged", File: "log.go",
+			Old: "return k.msg == msg })", New: "return k.msg != msg })"},
 	)
 }

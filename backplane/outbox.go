@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -138,10 +139,12 @@ func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt,
 		return item.last, err
 	case o.opts.Messages >= 0 && o.n >= o.opts.Messages:
 		o.mu.Unlock()
-		return item.last, fmt.Errorf("%w: it has %d messages (Outbox.Messages): %w", ErrOutboxFull, o.opts.Messages, err)
+		o.full("backplane.Outbox.Messages", int64(o.opts.Messages))
+		return item.last, fmt.Errorf("%w: it has %d messages (backplane.Outbox.Messages): %w", ErrOutboxFull, o.opts.Messages, err)
 	case o.opts.Bytes >= 0 && o.bytes+item.size() > o.opts.Bytes:
 		o.mu.Unlock()
-		return item.last, fmt.Errorf("%w: it would have more than %d bytes (Outbox.Bytes): %w", ErrOutboxFull, o.opts.Bytes, err)
+		o.full("backplane.Outbox.Bytes", o.opts.Bytes)
+		return item.last, fmt.Errorf("%w: it would have more than %d bytes (backplane.Outbox.Bytes): %w", ErrOutboxFull, o.opts.Bytes, err)
 	}
 	q := o.queues[topic]
 	if q == nil {
@@ -180,6 +183,10 @@ func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt,
 		return item.last, item.err
 	}
 	return Receipt{Outcome: Queued, ID: m.ID}, nil
+}
+
+func (o *outbox) full(option string, limit int64) {
+	o.hub.log.say(slog.LevelWarn, "the outbox is full", option, "limit", limit, "option", option)
 }
 
 // soon has a queue sent. The lock is held.
@@ -378,7 +385,7 @@ func (o *outbox) free(item *queued) {
 
 func (o *outbox) done(topic string, item *queued) {
 	if item.err != nil {
-		o.hub.log.Error("a queued message is given up", "topic", topic, "id", item.m.ID, "outcome", item.last.Outcome.String(), "error", item.err)
+		o.hub.log.log.Error("a queued message is given up", "topic", topic, "id", item.m.ID, "outcome", item.last.Outcome.String(), "err", item.err)
 	}
 	if o.opts.Done != nil {
 		o.opts.Done(topic, item.m, item.last, item.err)

@@ -543,7 +543,7 @@ func TestTheOutboxIsBoundedAlsoWhileDoneIsSlow(t *testing.T) {
 		if st := h.Stats(); st.Published != 4 || st.Queued != 4 || st.QueuedBytes != bytes {
 			t.Errorf("%+v, want 4 published and queued, and %d bytes", st, bytes)
 		}
-		if r, err := h.Publish(t.Context(), "y", Message{}); !errors.Is(err, ErrOutboxFull) || !strings.Contains(err.Error(), "4 messages (Outbox.Messages)") {
+		if r, err := h.Publish(t.Context(), "y", Message{}); !errors.Is(err, ErrOutboxFull) || !strings.Contains(err.Error(), "4 messages (backplane.Outbox.Messages)") {
 			t.Errorf("%+v, %v", r, err)
 		}
 		close(slow)

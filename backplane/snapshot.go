@@ -2,6 +2,7 @@ package backplane
 
 import (
 	"context"
+	"log/slog"
 	"sync/atomic"
 
 	"github.com/holdfast-ws/holdfast/replay"
@@ -44,7 +45,7 @@ func (t *topic) take(snap *snapshot) {
 	defer cancel()
 	snap.data, snap.asOf, snap.err = t.hub.opts.Snapshot(ctx, t.name, snap.head)
 	if snap.err != nil {
-		t.hub.log.Warn("no snapshot", "topic", t.name, "error", snap.err)
+		t.hub.log.say(slog.LevelWarn, "no snapshot", snap.err.Error(), "topic", t.name, "err", snap.err)
 	}
 	if snap.asOf.IsZero() {
 		snap.asOf = snap.head
@@ -92,7 +93,7 @@ func (s *Subscription) readSnapshot(t *topic, x *extra, snap *snapshot, b *Batch
 		if x.tries < maxSnapshots {
 			return s.waitForSnapshot(t, x, b, max)
 		}
-		t.hub.log.Warn("a snapshot is of a state that the topic's messages do not follow", "topic", t.name)
+		t.hub.log.say(slog.LevelWarn, "a snapshot is of a state that the topic's messages do not follow", "", "topic", t.name)
 		s.cross(t, b, max, x.want, nil)
 	}
 	x.snapshot.Store(nil)

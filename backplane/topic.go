@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -129,7 +131,7 @@ func (s sink) Ephemeral(name string, data []byte) {
 
 func (s sink) Interrupted(err error, topics ...string) {
 	s.h.count.interruptions.Add(1)
-	s.h.log.Info("hints were interrupted", "error", err, "topics", len(topics))
+	s.h.log.say(slog.LevelInfo, "hints were interrupted", fmt.Sprint(err), "err", err, "topics", len(topics))
 	if len(topics) == 0 {
 		s.h.sweepSoon()
 		return
@@ -309,13 +311,13 @@ func (t *topic) refresh() {
 		err = t.deepen()
 	}
 
+	if err != nil && t.hub.ctx.Err() == nil {
+		t.hub.log.say(slog.LevelWarn, cannotRead, err.Error(), "topic", t.name, "err", err)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
 		t.hub.count.errors.Add(1)
-		if t.hub.ctx.Err() == nil && t.failures&(t.failures-1) == 0 { // the first, and ever fewer of those that follow it
-			t.hub.log.Warn("cannot read a topic", "topic", t.name, "error", err, "failures", t.failures)
-		}
 		for _, w := range wants {
 			if !w.gone {
 				t.waiting = append(t.waiting, w)
@@ -326,6 +328,9 @@ func (t *topic) refresh() {
 		return
 	}
 	if t.odd == 0 {
+		if t.failures > 0 {
+			t.hub.log.over(cannotRead)
+		}
 		t.failures = 0
 	}
 	// Hints from before the read are in what it returned, or of another history.
@@ -353,7 +358,7 @@ func (t *topic) catchUp() error {
 		var gap *replay.GapError
 		switch {
 		case errors.As(err, &gap):
-			return t.readAnew(head, gap.Reason != replay.ReasonTrimmed)
+			return t.readAnew(head, gap.Reason)
 		case err != nil:
 			return err
 		case len(page.Entries) == 0:
@@ -381,48 +386,64 @@ func (t *topic) catchUp() error {
 		}
 		switch {
 		case odd > 2: // again and again: so it was no hint
-			return t.readAnew(head, true)
+			return t.readAnew(head, replay.ReasonForked)
 		case odd > 0 || page.Entries[len(page.Entries)-1].Pos.Seq >= goal.Seq:
 			return nil
 		}
 	}
 }
 
-// readAnew reads the newest entries, because the log cannot go on from where it was;
-// if it is rewound, because what it has is not the history any more. All readers see
-// that at once, and each finds out by its own position what it means for it.
-func (t *topic) readAnew(was replay.Position, rewound bool) error {
+// readAnew reads the newest entries, because the log cannot go on from its head, for a
+// reason. If they were not just trimmed, then what the log has is not the history any
+// more. All readers see that at once, and each finds out by its own position what it means
+// for it.
+func (t *topic) readAnew(was replay.Position, reason replay.Reason) error {
 	page, err := t.readTail(-1)
 	if err != nil {
 		return err
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if rewound {
-		t.hub.count.rewinds.Add(1)
-		t.hub.log.Warn("the history has changed", "topic", t.name, "had", was.Seq, "head", page.Head.Seq, "same epoch", was.Epoch == page.Head.Epoch)
-		t.distrustHints()
-		return t.replace(page)
+	if reason == replay.ReasonTrimmed {
+		reason, err = t.adopt(page)
+	} else {
+		t.rewound()
+		err = t.replace(page)
 	}
-	return t.adopt(page)
+	t.mu.Unlock()
+	t.logRewind(reason, was, page.Head)
+	return err
+}
+
+// rewound is called when the history has turned out to be another than that of the log.
+// The lock is held.
+func (t *topic) rewound() {
+	t.hub.count.rewinds.Add(1)
+	t.distrustHints()
+}
+
+// logRewind logs that the history is another, if there is a reason to think so.
+func (t *topic) logRewind(reason replay.Reason, was, head replay.Position) {
+	if reason != "" && t.hub.ctx.Err() == nil {
+		t.hub.log.say(slog.LevelWarn, "the history has changed", string(reason),
+			"topic", t.name, "reason", reason, "had", was.Seq, "head", head.Seq)
+	}
 }
 
 // adopt makes the newest entries part of the log, which may have got further since
-// they were read. The lock is held.
-func (t *topic) adopt(page Page) error {
+// they were read. It returns a reason if they are of another history. The lock is held.
+func (t *topic) adopt(page Page) (reason replay.Reason, err error) {
 	from, gap := before(page), t.gap(page.Head)
 	switch {
 	case gap == nil && t.has(from):
 		t.deep = true
-		return nil // it has all of them
+		return "", nil // it has all of them
 	case gap != nil && gap.Reason == replay.ReasonTrimmed:
 		if oldest, _ := t.log.Bounds(); oldest != t.start {
 			t.deep = true
-			return nil // it has only newer ones, as it had no room for more
+			return "", nil // it has only newer ones, as it had no room for more
 		}
 		// The log began after what is the newest now: the history has gone back meanwhile.
-		t.hub.count.rewinds.Add(1)
-		t.distrustHints()
+		reason = replay.ReasonAhead
 	case gap == nil: // they go further back
 		var newer replay.Batch
 		if t.log.After(page.Head, &newer, replay.Budget{Entries: -1, Bytes: -1}) == nil {
@@ -432,13 +453,16 @@ func (t *topic) adopt(page Page) error {
 		switch t.log.Insert(page.Entries...) {
 		case replay.Appended, replay.Duplicate:
 			t.deep = true
-			return nil
+			return "", nil
 		}
-		return errContradiction
+		return "", errContradiction
 	case gap.Reason != replay.ReasonAhead:
-		t.distrustHints()
+		reason = gap.Reason
 	}
-	return t.replace(page)
+	if reason != "" {
+		t.rewound()
+	}
+	return reason, t.replace(page)
 }
 
 // replace puts a page in place of what is in the log. The lock is held.
@@ -522,8 +546,11 @@ func (t *topic) deepen() error {
 		return err
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.adopt(page)
+	_, was := t.log.Bounds()
+	reason, err := t.adopt(page)
+	t.mu.Unlock()
+	t.logRewind(reason, was, page.Head)
+	return err
 }
 
 // serves reports whether all can be told what is true for them, after a read that

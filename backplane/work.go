@@ -2,6 +2,7 @@ package backplane
 
 import (
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -143,12 +144,14 @@ func (h *Hub) watched(topics []*topic, err error) {
 	if err != nil {
 		h.count.errors.Add(1)
 		if h.ctx.Err() == nil {
-			h.log.Warn("cannot watch topics", "topics", len(topics), "first", topics[0].name, "error", err)
+			h.log.say(slog.LevelWarn, cannotWatch, err.Error(), "topic", topics[0].name, "topics", len(topics), "err", err)
 		}
 	}
 	for _, t := range topics {
 		t.mu.Lock()
-		t.addFailed.Store(err != nil)
+		if t.addFailed.Swap(err != nil) && err == nil {
+			h.log.over(cannotWatch)
+		}
 		switch {
 		case err != nil:
 			t.retryLater()
@@ -195,8 +198,8 @@ func (h *Hub) sweepLoop() {
 		}
 		if err := h.sweep(again); err != nil {
 			h.count.errors.Add(1)
-			if h.ctx.Err() == nil && failures&(failures-1) == 0 { // the first, and ever fewer of those that follow it
-				h.log.Warn("cannot compare heads", "error", err, "failures", failures)
+			if h.ctx.Err() == nil {
+				h.log.say(slog.LevelWarn, cannotCompare, err.Error(), "err", err)
 			}
 			if failures++; again {
 				next.Reset(min(pause(failures), spread()))
@@ -204,7 +207,8 @@ func (h *Hub) sweepLoop() {
 			}
 		} else {
 			if failures > 0 {
-				h.log.Info("heads can be compared again", "failures", failures)
+				h.log.over(cannotCompare)
+				h.log.log.Info("heads can be compared again", "failures", failures)
 			}
 			failures, again = 0, false
 		}
