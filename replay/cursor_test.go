@@ -72,6 +72,47 @@ func TestAllThatWaitAreWoken(t *testing.T) {
 	})
 }
 
+// What was appended wakes, also when the last of several entries was not.
+func TestNextIsWokenByWhatWasAppendedBeforeAnEntryThatDoesNotFit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source, l := New(Limits{}), New(Limits{})
+		var all []Entry
+		for range 4 {
+			e, _ := source.Append("", nil)
+			all = append(all, e)
+		}
+		_, head := source.Bounds()
+		l.Reset(Position{Epoch: head.Epoch}, all[0])
+		for _, c := range []struct {
+			name    string
+			entries []Entry
+			want    Verdict
+		}{
+			{"missing", []Entry{all[1], all[3]}, Missing},
+			{"duplicate", []Entry{all[2], all[2]}, Duplicate},
+		} {
+			cursor := l.Cursor(placeBefore(c.entries[0]), nil)
+			var got Batch
+			woken := make(chan error, 1)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			go func() { woken <- cursor.Next(ctx, &got, Budget{}) }()
+			synctest.Wait()
+			if v := l.Insert(c.entries...); v != c.want {
+				t.Errorf("%s: %v", c.name, v)
+			}
+			if err := <-woken; err != nil || len(got.Entries) != 1 {
+				t.Errorf("%s: %v, %d entries", c.name, err, len(got.Entries))
+			}
+			cancel()
+		}
+	})
+}
+
+// placeBefore returns the position that e follows.
+func placeBefore(e Entry) Position {
+	return Position{Epoch: e.Pos.Epoch, Seq: e.Pos.Seq - 1, Tag: e.Prev}
+}
+
 func TestAResetToTheHeadIsNoGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New(Limits{})

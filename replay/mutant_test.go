@@ -57,6 +57,8 @@ func TestBugsPlantedInTheWakingAreCaught(t *testing.T) {
 			Old: "	if armed && c.pos == c.log.head { // else", New: "	if armed && c.pos != c.log.head { // else"},
 		mutant.Mutant{Why: "Ready forgets that there is a gap", File: "cursor.go",
 			Old: "	if c.pos != c.log.head {\n		return readyNow", New: "	if c.pos.Epoch == c.log.head.Epoch && c.pos != c.log.head {\n		return readyNow"},
+		mutant.Mutant{Why: "only an insert that ends well wakes", File: "log.go",
+			Old: "	if l.head == head {\n", New: "	if l.head == head || v != Appended {\n"},
 		mutant.Mutant{Why: "those that wait are not woken", File: "poller.go",
 			Old: "		close(wake)\n", New: "		_ = wake\n"},
 		mutant.Mutant{Why: "parked cursors are forgotten", File: "poller.go",
