@@ -121,6 +121,7 @@ type tap struct {
 	onAdd    func(ctx context.Context, topics []string, do func() error) error
 	onHeads  func(ctx context.Context, do func() ([]replay.Position, error)) ([]replay.Position, error)
 	onHint   func(topic string, e replay.Entry, do func())
+	onRemove func()
 	sinks    []Sink // of the Hubs, in order
 	reads    int
 	heads    int
@@ -202,7 +203,11 @@ func (w *tapWatcher) Remove(topics ...string) {
 	for _, name := range topics {
 		w.b.added = append(w.b.added, "-"+name)
 	}
+	on := w.b.onRemove
 	w.b.mu.Unlock()
+	if on != nil {
+		on()
+	}
 	w.Watcher.Remove(topics...)
 }
 
@@ -772,6 +777,25 @@ func TestHintsInAnotherOrderCostNothingWithinTheGrace(t *testing.T) {
 	})
 }
 
+// A hint of something that does not exist leads to one read, and is then forgotten.
+func TestAHintThatNeverFitsIsReadForOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		h := hub(t, b, quiet())
+		s := subscribe(t, h, "x", nil)
+		e := replay.Entry{Pos: publish(t, h, "x", "1").Pos, Data: []byte("false")}
+		e.Pos.Seq += 100
+		n := b.readsOf(func() {
+			b.sinks[0].Entry("x", e)
+			time.Sleep(10 * time.Second)
+		})
+		if n != 1 {
+			t.Errorf("%d reads, want 1", n)
+		}
+		gets(t, s, "1")
+	})
+}
+
 func TestADoorbellIsAnsweredByARead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTap(t, nil)
@@ -1154,6 +1178,45 @@ func TestWhatComesWhileOlderMessagesAreReadIsKept(t *testing.T) {
 	})
 }
 
+// Nor what came, however much that is: more than a page.
+func TestManyThatComeWhileOlderMessagesAreReadAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		h := hub(t, b, quiet())
+		first := publish(t, h, "x", "1")
+		publish(t, h, "x", "2")
+		publish(t, h, "x", "3")
+		live := subscribe(t, h, "x", nil)
+		const more = 2 * replay.DefaultBatchEntries
+		var once sync.Once
+		b.set(func() {
+			b.onRead = func(_ context.Context, _ string, after replay.Position, do func() (Page, error)) (Page, error) {
+				page, err := do()
+				if after.IsZero() {
+					once.Do(func() {
+						for range more {
+							publish(t, h, "x", "more")
+						}
+						var got Batch
+						live.Read(&got, replay.Budget{Entries: -1, Bytes: -1})
+						if len(got.Entries) != more {
+							t.Errorf("%d entries", len(got.Entries))
+						}
+					})
+				}
+				return page, err
+			}
+		})
+		s := subscribe(t, h, "x", &SubscribeOptions{After: first.Pos})
+		gets(t, live, "")
+		var got Batch
+		s.Read(&got, replay.Budget{Entries: -1, Bytes: -1})
+		if len(got.Entries) != 2+more || h.Stats().Resets != 0 {
+			t.Errorf("%d entries and %d Resets", len(got.Entries), h.Stats().Resets)
+		}
+	})
+}
+
 // A client that comes from another node may be ahead of this one.
 func TestAPositionThatAnotherNodeSawFirstIsNoReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1402,6 +1465,64 @@ func TestATopicIsNotWatchedWhenNobodyWantsItAnyMore(t *testing.T) {
 		if strings.LastIndex(got, " x ") > strings.LastIndex(got, " -x ") {
 			t.Errorf("x is still watched: %s", got)
 		}
+	})
+}
+
+// For one name, what is wanted later is done later, though a call takes long: else a Remove
+// that is late would undo an Add.
+func TestATopicIsWatchedAndDroppedInTheOrderInWhichThatIsWanted(t *testing.T) {
+	t.Run("a Remove that blocks", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newTap(t, nil)
+			h := hub(t, b, &Options{Sweep: -1, Linger: -1})
+			subscribe(t, h, "x", nil).Close()
+			blocked := make(chan struct{})
+			b.set(func() { b.onRemove = func() { <-blocked } })
+			time.Sleep(2 * time.Second)
+			got := make(chan *Subscription, 1)
+			go func() {
+				s, err := h.Subscribe(context.Background(), "x", nil)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- s
+			}()
+			time.Sleep(2 * time.Second)
+			if w := b.watches(); w != "x -x" || len(got) > 0 {
+				t.Errorf("while it is removed: %s", w)
+			}
+			close(blocked)
+			s := <-got
+			defer s.Close()
+			if w := b.watches(); w != "x -x x" {
+				t.Errorf("then: %s", w)
+			}
+			publish(t, h, "x", "1")
+			gets(t, s, "1")
+		})
+	})
+	t.Run("an Add that blocks", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newTap(t, nil)
+			h := hub(t, b, &Options{Sweep: -1, Linger: -1})
+			blocked := make(chan struct{})
+			b.set(func() {
+				b.onAdd = func(_ context.Context, _ []string, do func() error) error { <-blocked; return do() }
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := h.Subscribe(ctx, "x", nil); err == nil {
+				t.Fatal("subscribed")
+			}
+			time.Sleep(3 * time.Second)
+			if w := b.watches(); w != "x" {
+				t.Errorf("while it is added: %s", w)
+			}
+			close(blocked)
+			if w := b.watches(); w != "x -x" {
+				t.Errorf("then: %s", w)
+			}
+		})
 	})
 }
 

@@ -694,3 +694,68 @@ func TestAHistoryThatGoesBackWhileItIsReadFurtherIsNotTrimmed(t *testing.T) {
 		}
 	})
 }
+
+// The same after the log was filled anew: where it begins is then another place.
+func TestAHistoryThatGoesBackTwiceIsNotTrimmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, &MemoryOptions{Limits: func(string) replay.Limits { return replay.Limits{Entries: 4} }})
+		h := hub(t, b, quiet())
+		publish(t, h, "x", "1")
+		s := subscribe(t, h, "x", nil)
+		b.lose("x")
+		var pos []replay.Position
+		b.deaf(func() { pos = ten(t, h, "x") })
+		b.sinks[0].Doorbell("x")
+		gets(t, s, "reset(epoch 0) 7 8 9 10")
+		// Now what follows 10 is trimmed, and before the rest is read the history goes back
+		// to before the 7 with which the log begins.
+		b.deaf(func() { ten(t, h, "x") })
+		b.set(func() {
+			b.onRead = func(_ context.Context, _ string, after replay.Position, do func() (Page, error)) (Page, error) {
+				if after.IsZero() {
+					b.goBack("x", pos[3])
+				}
+				return do()
+			}
+		})
+		b.sinks[0].Doorbell("x")
+		gets(t, s, "reset(ahead 0)")
+		if n := h.Stats().Rewinds; n != 2 {
+			t.Errorf("%d rewinds", n)
+		}
+	})
+}
+
+// A hint that came too early while the new history was read is dropped with those of the
+// old one, and so must ring.
+func TestAnEarlyHintThatComesWhileTheNewHistoryIsReadIsNotLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		h := hub(t, b, quiet())
+		other := hub(t, b, quiet())
+		ten(t, other, "x")
+		s := subscribe(t, h, "x", nil)
+		b.rewind("x", 4)
+		var once sync.Once
+		b.set(func() {
+			b.onRead = func(_ context.Context, _ string, after replay.Position, do func() (Page, error)) (Page, error) {
+				page, err := do()
+				if after.IsZero() {
+					once.Do(func() {
+						b.deaf(func() {
+							for seq := 7; seq <= 11; seq++ {
+								publish(t, other, "x", "new")
+							}
+						})
+						publish(t, other, "x", "early")
+					})
+				}
+				return page, err
+			}
+		})
+		b.sinks[0].Doorbell("x")
+		synctest.Wait()
+		time.Sleep(time.Second)
+		gets(t, s, "reset(forked 0) 1 2 3 4 5 6 new new new new new early")
+	})
+}
