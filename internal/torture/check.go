@@ -19,6 +19,7 @@ type Event struct {
 
 	Reset  replay.Reason // of a Reset; its Pos, if there is one, is what follows it follows
 	Missed uint64
+	State  replay.Position // of the snapshot of a Reset: it has everything up to here
 
 	Died []time.Time // when the store lost it; it may have come back
 }
@@ -26,7 +27,14 @@ type Event struct {
 func (e Event) String() string {
 	at := e.At.Format("04:05.000")
 	if e.Reset != "" {
-		return fmt.Sprintf("%s %s reset(%s, %d missed)", at, e.Topic, e.Reset, e.Missed)
+		text := fmt.Sprintf("%s %s reset(%s, %d missed)", at, e.Topic, e.Reset, e.Missed)
+		if !e.State.IsZero() {
+			text += fmt.Sprintf(" snapshot(%d/%08x of %x)", e.State.Seq, e.State.Tag, e.State.Epoch>>48)
+		}
+		if !e.Pos.IsZero() {
+			text += fmt.Sprintf(" goes on after %d/%08x of %x", e.Pos.Seq, e.Pos.Tag, e.Pos.Epoch>>48)
+		}
+		return text
 	}
 	return fmt.Sprintf("%s %s %d/%08x of %x %q", at, e.Topic, e.Pos.Seq, e.Pos.Tag, e.Pos.Epoch>>48, e.Payload)
 }
@@ -52,21 +60,29 @@ type Record struct {
 	Losses    []time.Time                // when the store lost something, in order
 	Retention int                        // entries that are always there
 
+	// Buffered says that an application may see a Reset long after it was made: it reads
+	// from a client's buffer.
+	Buffered bool
+
 	died map[string]map[replay.Position][]time.Time // from Stored
 }
 
 // unaware is for how long a node may not know that something was lost.
 const unaware = 15 * time.Second
 
-// newer returns how many entries there were at a time, from e on.
-func (r *Record) newer(stored []Event, e Event, at time.Time) (n int) {
+// newer returns how many entries there were when a Reset was made, from e on. It was made
+// before the application saw it, and if there is a buffer between, some time after since.
+func (r *Record) newer(stored []Event, e Event, since, seen time.Time) (n int) {
+	if !r.Buffered {
+		since = seen
+	}
 	for i := range stored {
 		p := &stored[i]
 		dead := false
 		for _, d := range p.Died {
-			dead = dead || d.Before(at.Add(-unaware))
+			dead = dead || d.Before(since.Add(-unaware))
 		}
-		if p.Topic == e.Topic && p.Pos.Epoch == e.Pos.Epoch && p.Pos.Seq >= e.Pos.Seq && !p.At.After(at) && !dead {
+		if p.Topic == e.Topic && p.Pos.Epoch == e.Pos.Epoch && p.Pos.Seq >= e.Pos.Seq && !p.At.After(seen) && !dead {
 			n++
 		}
 	}
@@ -176,7 +192,8 @@ func (r *Record) Check() (bad []Violation) {
 	for who, events := range r.Seen {
 		type run struct {
 			last  replay.Position
-			on    bool      // last is valid
+			known bool      // last is valid: of an entry, or of a Reset
+			on    bool      // last is of an entry, or of a snapshot
 			since time.Time // when last was stored, or got
 			reset *Event    // stands before the next entry
 		}
@@ -202,18 +219,31 @@ func (r *Record) Check() (bad []Violation) {
 					}
 					s.on = false
 					seen = map[id]bool{}
+				} else if m := e.Missed; s.known && !e.Pos.IsZero() {
+					from := replay.Position{Epoch: s.last.Epoch, Seq: s.last.Seq + m} // with what is left
+					next := Event{Topic: e.Topic, Pos: replay.Position{Epoch: from.Epoch, Seq: from.Seq + 1}}
+					switch {
+					case m == 0 || e.Pos.Epoch != from.Epoch || from.Seq < s.last.Seq || e.Pos.Seq < from.Seq,
+						e.State.IsZero() && e.Pos.Seq != from.Seq:
+						fail("I5 honest: %s: %v stands after %d", who, e, s.last.Seq)
+					case !e.State.IsZero() && newest+r.newer(stored, next, s.since, e.At) < r.Retention:
+						fail("I5 honest: %s: %v, but what follows %d was there", who, e, s.last.Seq)
+					}
 				}
 				s.reset = &events[i]
-				switch {
-				case e.Pos.IsZero():
-				case e.Reset != replay.ReasonTrimmed:
-					s.last = e.Pos
-				case s.on:
-					if m := e.Missed; m == 0 || e.Pos.Epoch != s.last.Epoch || e.Pos.Seq != s.last.Seq+m {
-						fail("I5 honest: %s: %v stands between %d and %d", who, e, s.last.Seq, e.Pos.Seq)
-					}
-					s.last = e.Pos
+				if !e.Pos.IsZero() {
+					s.last, s.known = e.Pos, true
 				}
+				if e.State.IsZero() {
+					continue
+				}
+				// It has the state of one who has seen all up to there.
+				if x := there[id{e.Topic, e.State}]; e.State != e.Pos || r.Stored != nil && x == nil {
+					fail("I5 honest: %s: %v, a state that what comes then does not follow, or that never was", who, e)
+				} else if x != nil {
+					s.since = x.Stored
+				}
+				s.on, s.reset = true, nil
 				continue
 			}
 			a, b := s.last, e.Pos
@@ -225,13 +255,15 @@ func (r *Record) Check() (bad []Violation) {
 			}
 			payload[k] = e.Payload
 			switch {
-			case !s.on && s.reset != nil && b.Seq > 1 && r.newer(stored, e, s.reset.At)+newest < r.Retention:
+			case s.reset != nil && !s.reset.Pos.IsZero() && (b.Epoch != a.Epoch || b.Seq != a.Seq+1):
+				fail("I5 honest: %s: after %v comes %v", who, *s.reset, e)
+			case !s.on && s.reset != nil && b.Seq > 1 && r.newer(stored, e, s.since, s.reset.At)+newest < r.Retention:
 				fail("I5 honest: %s: after %v comes not all that is left: %v", who, *s.reset, e)
 			case !s.on:
 			case a.Epoch != b.Epoch:
 				fail("I4 silent: %s went from epoch %x to %x without a Reset: %v", who, a.Epoch, b.Epoch, e)
 			case s.reset != nil:
-				newer := newest + r.newer(stored, e, s.reset.At)
+				newer := newest + r.newer(stored, e, s.since, s.reset.At)
 				m := s.reset.Missed
 				if !s.reset.Pos.IsZero() {
 					m = 0 // counted already
@@ -256,7 +288,7 @@ func (r *Record) Check() (bad []Violation) {
 				before[k] = a
 			}
 			seen[k] = true
-			s.last, s.since, s.reset, s.on = b, e.Stored, nil, true
+			s.last, s.since, s.reset, s.on, s.known = b, e.Stored, nil, true, true
 		}
 	}
 	for who, end := range r.Ends {

@@ -59,3 +59,28 @@ func TestPathFindsPlantedBugs(t *testing.T) {
 			Old: "scoped(c.user, id)", New: "scoped(c.id, id)"},
 	}...)
 }
+
+// Bugs in the Hub that its simulation has to find, within the three seeds of -short.
+func TestSimulationFindsPlantedBugs(t *testing.T) {
+	const subscription = "../../backplane/subscription.go"
+	mutant.Run(t, "^TestThreeHubs", []mutant.Mutant{
+		{Why: "with a snapshot all Resets are trimmed", File: subscription,
+			Old: "			from = snap.asOf\n", New: "			from, r.Reason = snap.asOf, replay.ReasonTrimmed\n"},
+		{Why: "what follows a snapshot is skipped", File: subscription,
+			Old: "			from = snap.asOf\n", New: "			from = gap.Head\n"},
+		{Why: "what is no longer there is counted from where the snapshot is", File: subscription,
+			Old: "			from = snap.asOf\n", New: "			from = snap.asOf\n			if r.Missed > 0 {\n				r.Missed = from.Seq - want.Seq + 1\n			}\n"},
+	}...)
+}
+
+// What the checker thought before, which was false.
+func TestBugsPlantedInTheCheckerAreCaught(t *testing.T) {
+	mutant.Run(t, "^TestTheChecker", []mutant.Mutant{
+		{Why: "a Reset is made when it is seen", File: "check.go",
+			Old: "	if !r.Buffered {\n", New: "	if true {\n"},
+		{Why: "trimmed right after void leaves the application where it was", File: "check.go",
+			Old: "				if !e.Pos.IsZero() {\n					s.last,", New: "				if !e.Pos.IsZero() && (s.on || e.Reset != replay.ReasonTrimmed) {\n					s.last,"},
+		{Why: "a snapshot is not looked at", File: "check.go",
+			Old: "				if e.State.IsZero() {\n					continue\n				}\n", New: "				if true {\n					continue\n				}\n"},
+	}...)
+}

@@ -108,7 +108,7 @@ func RunPath(p Plan, w World, f Fabric) *Outcome {
 				Faults: map[string]int{}, Path: &Path{},
 				Record: Record{
 					Seen: map[string][]Event{}, Ends: map[string]replay.Position{}, Heads: map[string]replay.Position{},
-					Topics: map[string]string{}, Retention: min(p.Retention, p.HubRetention),
+					Topics: map[string]string{}, Retention: min(p.Retention, p.HubRetention), Buffered: true,
 				},
 			},
 		},
@@ -367,11 +367,7 @@ var errNotNow = errors.New("the database of users is away")
 
 // startNode starts the server of a node.
 func (s *path) startNode(n *pathNode) {
-	limits := replay.Limits{Entries: s.HubRetention, Age: -1, Bytes: -1}
-	hub := backplane.New(n.bp, &backplane.Options{
-		Sweep: s.Sweep, Linger: 5 * time.Second,
-		Limits: func(string) replay.Limits { return limits },
-	})
+	hub := backplane.New(n.bp, s.hubOptions())
 	gw, err := gateway.New(hub, &gateway.Options{
 		Authorize: s.authorize,
 		Recheck:   10 * time.Second,
@@ -759,7 +755,7 @@ func (r *reader) event(e client.Event) {
 	}
 	r.begun = true
 	if e.Reset != nil {
-		r.seen = append(r.seen, Event{At: now, Topic: r.topic, Pos: e.Pos, Reset: e.Reset.Reason, Missed: e.Reset.Missed})
+		r.seen = append(r.seen, resetEvent(r.topic, e.Reset.Reason, e.Reset.Missed, e.Pos, e.Reset.Snapshot))
 		return
 	}
 	s.mu.Lock()

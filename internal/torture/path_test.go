@@ -22,7 +22,7 @@ var (
 func pathPlan(i int) Plan {
 	p := Plan{
 		Seed: *seed + uint64(i), Length: *pathLength, Nodes: 3, Topics: 4, Subscribers: 16, Publishers: 6,
-		Retention: 50, HubRetention: 50, Gentle: i%3 == 0, Slow: i%10 == 4,
+		Retention: 50, HubRetention: 50, Gentle: i%3 == 0, Slow: i%10 == 4, Snapshots: i%3 == 2,
 	}
 	if i%2 == 1 { // from the latest value only to more than there ever are
 		rnd := rand.New(rand.NewPCG(p.Seed, 3))

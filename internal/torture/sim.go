@@ -27,6 +27,7 @@ type Plan struct {
 	HubRetention int           // in the hubs
 	Slow         bool          // calls take up to a second and a half
 	Sweep        time.Duration // of the hubs; zero for the default
+	Snapshots    bool          // the hubs have them: some are slow, and some fail
 
 	// Pace is how long things take, as a factor: 1 if it is zero, which is for
 	// virtual time.
@@ -119,7 +120,7 @@ func Run(p Plan, w World) *Outcome {
 	defer stop()
 	for i := range p.Nodes {
 		n := &simNode{bp: w.Open(i)}
-		n.start(p)
+		n.start(s)
 		s.nodes = append(s.nodes, n)
 	}
 	var workers, readers sync.WaitGroup
@@ -214,15 +215,76 @@ type simNode struct {
 	hub *backplane.Hub
 }
 
-func (n *simNode) start(p Plan) {
-	limits := replay.Limits{Entries: p.HubRetention, Age: -1, Bytes: -1}
-	hub := backplane.New(n.bp, &backplane.Options{
-		Sweep: p.Sweep, Linger: 5 * time.Second,
-		Limits: func(string) replay.Limits { return limits },
-	})
+func (n *simNode) start(s *sim) {
+	hub := backplane.New(n.bp, s.hubOptions())
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.hub = hub
+}
+
+// hubOptions are those of each Hub.
+func (s *sim) hubOptions() *backplane.Options {
+	limits := replay.Limits{Entries: s.HubRetention, Age: -1, Bytes: -1}
+	o := &backplane.Options{
+		Sweep: s.Sweep, Linger: 5 * time.Second,
+		Limits: func(string) replay.Limits { return limits },
+	}
+	if s.Snapshots {
+		o.Snapshot = s.snapshot
+	}
+	return o
+}
+
+var errNoSnapshot = errors.New("the database of states is away")
+
+// snapshot returns a state of a topic, which is the position up to which it has everything:
+// that of the head, or that after one of the messages that were acknowledged last, as an
+// application would have them in its database. That message may be lost meanwhile, or a
+// node may not have been told of it.
+func (s *sim) snapshot(ctx context.Context, topic string, head replay.Position) ([]byte, replay.Position, error) {
+	pace := s.Pace
+	switch rand.IntN(10) {
+	case 0:
+		<-ctx.Done()
+		return nil, replay.Position{}, context.Cause(ctx)
+	case 1, 2:
+		return nil, replay.Position{}, errNoSnapshot
+	case 3, 4, 5, 6:
+		if err := sleep(ctx, time.Duration(pace*float64(rand.N(9*time.Second)))); err != nil {
+			return nil, replay.Position{}, err
+		}
+	}
+	switch rand.IntN(3) {
+	case 0:
+		return []byte(head.String()), replay.Position{}, nil
+	case 1:
+		s.mu.Lock()
+		acked := s.out.Record.Acked
+		s.mu.Unlock()
+		back := rand.IntN(4)
+		for i := len(acked) - 1; i >= 0; i-- {
+			if acked[i].Topic != topic {
+				continue
+			}
+			if back--; back < 0 {
+				return []byte(acked[i].Pos.String()), acked[i].Pos, nil
+			}
+		}
+	}
+	return []byte(head.String()), head, nil
+}
+
+// resetEvent is what an application sees of a Reset, after which it goes on after base.
+func resetEvent(topic string, reason replay.Reason, missed uint64, base replay.Position, snapshot []byte) Event {
+	e := Event{At: time.Now(), Topic: topic, Reset: reason, Missed: missed, Pos: base}
+	if snapshot != nil {
+		state, err := replay.ParsePosition(string(snapshot))
+		if err != nil || state.IsZero() {
+			panic(fmt.Sprintf("no state that was ever returned: %q", snapshot))
+		}
+		e.State = state
+	}
+	return e
 }
 
 func (n *simNode) current() *backplane.Hub {
@@ -308,11 +370,12 @@ func (s *sim) subscriber(ctx context.Context, i int) {
 				break
 			}
 			if b.Reset != nil {
-				e := Event{At: time.Now(), Topic: topic, Reset: b.Reset.Reason, Missed: b.Reset.Missed}
-				if len(b.Entries) == 0 {
-					e.Pos = b.To
+				base := b.To
+				if len(b.Entries) > 0 {
+					first := &b.Entries[0]
+					base = replay.Position{Epoch: first.Pos.Epoch, Seq: first.Pos.Seq - 1, Tag: first.Prev}
 				}
-				seen = append(seen, e)
+				seen = append(seen, resetEvent(topic, b.Reset.Reason, b.Reset.Missed, base, b.Reset.Snapshot))
 			}
 			for _, e := range b.Entries {
 				seen = append(seen, Event{At: time.Now(), Topic: topic, Pos: e.Pos, Stored: e.At, Payload: string(e.Data)})
@@ -362,7 +425,7 @@ func (s *sim) faults(length time.Duration) {
 			note("node restarts")
 			h := s.nodes[i].current()
 			h.Close(context.Background())
-			s.nodes[i].start(s.Plan)
+			s.nodes[i].start(s)
 			continue
 		}
 		s.world.Fault(rnd, note, lose)

@@ -30,7 +30,7 @@ func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
 	for i := range n {
 		p := Plan{
 			Seed: *seed + uint64(i), Length: *length, Nodes: 3, Topics: 4, Subscribers: 20, Publishers: 4,
-			Retention: 50, HubRetention: 50, Gentle: i%5 == 4, Slow: i%5 == 3,
+			Retention: 50, HubRetention: 50, Gentle: i%5 == 4, Slow: i%5 == 3, Snapshots: i%3 == 2,
 		}
 		if i%2 == 1 { // from the latest value only to more than there ever are
 			rnd := rand.New(rand.NewPCG(p.Seed, 3))
