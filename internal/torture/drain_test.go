@@ -24,7 +24,7 @@ import (
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
-var stormClients = flag.Int("storm.clients", 2000, "how many clients come back at once, in virtual time")
+var stormClients = flag.Int("storm.clients", 0, "how many clients come back at once, in virtual time; 0 as torture.seeds")
 
 // A counted is a Memory that several nodes share, as one of them sees it.
 type counted struct {
@@ -273,10 +273,7 @@ func (c *crowd) peak(width time.Duration) (most int, mean float64, from, to time
 // A node that shuts down tells its clients one after the other, and they come to the
 // other node over the time that was chosen for that, and miss nothing.
 func TestADrainedNodeLosesNothingAndSpreadsItsClients(t *testing.T) {
-	clients := 2000
-	if testing.Short() {
-		clients = 500
-	}
+	clients := many(0, 500, 500, 2000)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, 2, 20, clients)
 		heads := c.publish()
@@ -312,7 +309,7 @@ func TestADrainedNodeLosesNothingAndSpreadsItsClients(t *testing.T) {
 			t.Errorf("dials from %v to %v after the begin, want them spread over %v and a bit", from.Sub(began), to.Sub(began), window)
 		}
 		deliveries := c.stop(heads)
-		t.Logf("%d clients moved within %v: at most %d dials in 100 ms, the mean is %.1f; %d failed; %d deliveries, none lost or repeated",
+		t.Logf("simulated %d clients that moved within %v: at most %d dials in 100 ms, the mean is %.1f; %d failed; %d deliveries, none lost or repeated",
 			clients, to.Sub(began).Round(10*time.Millisecond), most, mean, failed, deliveries)
 	})
 }
@@ -384,14 +381,11 @@ func (r stormed) check(t testing.TB, clients, topics int) {
 // However many clients a node has that dies, the broker is read once for each topic and
 // node, and nobody waits longer than the window of the reconnects.
 func TestAResumeStormReadsEachTopicOnce(t *testing.T) {
-	clients, topics := *stormClients, 10
-	if testing.Short() {
-		clients = 500
-	}
+	clients, topics := many(*stormClients, 500, 500, 2000), 10
 	synctest.Test(t, func(t *testing.T) {
 		r := storm(t, clients, topics)
 		r.check(t, clients, topics)
-		t.Logf("%d clients on %d topics: %v reads of the broker, all caught up after %v, at most %d dials in a second",
+		t.Logf("simulated %d clients on %d topics: %v reads of the broker, all caught up after %v, at most %d dials in a second",
 			clients, topics, r.reads, r.caughtUp.Round(time.Millisecond), r.peak)
 	})
 }

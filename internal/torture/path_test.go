@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	pathSeeds  = flag.Int("path.seeds", 30, "how many seeds of the whole path to simulate")
+	pathSeeds  = flag.Int("path.seeds", 0, "how many seeds of the whole path to simulate; 0 as torture.seeds")
 	pathLength = flag.Duration("path.length", 45*time.Second, "virtual time of each, with faults")
 )
 
@@ -38,21 +38,21 @@ func pathNet(i int) memnet.Settings {
 }
 
 func TestPath(t *testing.T) {
-	var sum pathSum
-	for i := range sum.seeds(*pathSeeds) {
+	sum := newPathSum("the path")
+	for i := range many(*pathSeeds, 4, 5, 60) {
 		if out := sum.run(t, i, 0); out.Path.Repairs > 0 {
 			t.Errorf("seed %d: %d times a frame did not follow", i, out.Path.Repairs)
 		}
 	}
-	t.Log(&sum)
+	t.Log(sum)
 }
 
 // A bug between Hub and client that loses or repeats frames is found out by the client,
 // which mends it. (Without Resets: these do not say what they follow, and so not whether
 // the server's idea of where the client stands is right.)
 func TestPathThatEatsFrames(t *testing.T) {
-	var sum pathSum
-	for i := range sum.seeds(*pathSeeds / 5) {
+	sum := newPathSum("the path without some frames")
+	for i := range many(*pathSeeds/5, 2, 2, 12) {
 		sum.run(t, i, 0.02)
 	}
 	if sum.resets > 0 {
@@ -61,11 +61,12 @@ func TestPathThatEatsFrames(t *testing.T) {
 	if sum.path.Repairs == 0 {
 		t.Error("nothing had to be repaired")
 	}
-	t.Log(&sum)
+	t.Log(sum)
 }
 
 // A pathSum is some runs.
 type pathSum struct {
+	of                                                  string
 	n                                                   int
 	start                                               time.Time
 	virtual, slowest                                    time.Duration
@@ -74,12 +75,8 @@ type pathSum struct {
 	kinds                                               map[string]int
 }
 
-func (s *pathSum) seeds(n int) int {
-	s.start, s.kinds = time.Now(), map[string]int{}
-	if testing.Short() {
-		n = min(n, 4)
-	}
-	return n
+func newPathSum(of string) *pathSum {
+	return &pathSum{of: of, start: time.Now(), kinds: map[string]int{}}
 }
 
 func (s *pathSum) run(t *testing.T, i int, eat float64) (out *Outcome) {
@@ -119,7 +116,7 @@ func (s *pathSum) String() string {
 	for _, what := range slices.Sorted(maps.Keys(s.kinds)) {
 		kinds = append(kinds, fmt.Sprint(s.kinds[what], " ", what))
 	}
-	return fmt.Sprintf("%d seeds, %v of virtual time in %v: %d acknowledged and %d unsure publishes, %d deliveries checked, %d Resets, %d faults (%s); %s, converged within %v, %d violations",
-		s.n, s.virtual.Round(time.Second), time.Since(s.start).Round(time.Millisecond), s.acked, s.unsure, s.deliveries, s.resets,
+	return fmt.Sprintf("simulated %d seeds of %s, %v of virtual time in %v: %d acknowledged and %d unsure publishes, %d deliveries checked, %d Resets, %d faults (%s); %s, converged within %v, %d violations",
+		s.n, s.of, s.virtual.Round(time.Second), time.Since(s.start).Round(time.Millisecond), s.acked, s.unsure, s.deliveries, s.resets,
 		s.faults, strings.Join(kinds, ", "), &s.path, s.slowest.Round(time.Millisecond), s.violated)
 }

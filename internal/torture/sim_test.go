@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,16 +15,28 @@ import (
 func TestMain(m *testing.M) { leak.Main(m) }
 
 var (
-	seeds  = flag.Int("torture.seeds", 30, "how many seeds to simulate")
+	seeds  = flag.Int("torture.seeds", 0, "how many seeds to simulate; 0 for some, or many with HOLDFAST_VERIFY=1")
 	seed   = flag.Uint64("torture.seed", 1, "the first of them")
 	length = flag.Duration("torture.length", 2*time.Minute, "virtual time of each, with faults")
 )
 
-func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
-	n := *seeds
-	if testing.Short() {
-		n = min(n, 3)
+// many returns how much of a simulation is run: as much as a flag says, if it is not 0;
+// with -short what planted bugs need; and otherwise what make test has time for, or with
+// HOLDFAST_VERIFY=1 what make verify has.
+func many(flag, short, test, verify int) int {
+	switch {
+	case flag > 0:
+		return flag
+	case testing.Short():
+		return short
+	case os.Getenv("HOLDFAST_VERIFY") == "1":
+		return verify
 	}
+	return test
+}
+
+func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
+	n := many(*seeds, 3, 9, 150)
 	start := time.Now()
 	var acked, unsure, deliveries, resets, faults, violations int
 	var virtual time.Duration
@@ -55,6 +68,6 @@ func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("%d seeds, %v of virtual time in %v: %d acknowledged and %d unsure publishes, %d deliveries checked, %d Resets, %d faults, %d violations",
+	t.Logf("simulated %d seeds of Hubs, %v of virtual time in %v: %d acknowledged and %d unsure publishes, %d deliveries checked, %d Resets, %d faults, %d violations",
 		n, virtual.Round(time.Second), time.Since(start).Round(time.Millisecond), acked, unsure, deliveries, resets, faults, violations)
 }
