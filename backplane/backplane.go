@@ -28,7 +28,8 @@ const (
 // there is one order. An epoch is random, chosen in the same step that begins it,
 // and never used again. Whenever numbering has to begin anew, because what says
 // how far it got is lost, a new epoch begins, and nothing that is left of the old
-// one is returned any more.
+// one is returned any more. All subscribers of the topic then get a Reset, also those
+// who had seen everything, because nobody can know that they had.
 //
 // There is no order across topics.
 //

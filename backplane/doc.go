@@ -47,6 +47,10 @@
 //
 // How long messages are kept decides how often a Reset happens, and nothing else.
 //
+// When the backplane loses what says how far a topic has got (Redis has evicted its head,
+// a [Memory] has ended), everybody gets a Reset, also subscribers who had seen every
+// message: nobody can know any more that they had.
+//
 // Not promised: anything about messages that a process had received and not yet
 // dealt with when it crashed, more durability than the backplane has, and an order
 // across topics.

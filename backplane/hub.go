@@ -33,6 +33,13 @@ type Options struct {
 	// backplane, and so how long a message may remain unnoticed whose hint, and
 	// those of all that follow, are lost. Times are spread by a quarter. Zero
 	// means DefaultSweep, negative never.
+	//
+	// It also bounds for how long a node may not know that the backplane has gone
+	// back to an older state, if that breaks no connection and nothing is published.
+	// Until then the node still hands out what is lost: a subscriber that was told
+	// of the loss by another node, and comes to this one, gets lost messages again
+	// and then a second Reset. A position that this node cannot know, and a topic in
+	// which it has noticed the loss, make it look at once.
 	Sweep time.Duration
 
 	// Linger is how long a topic is still followed after its last subscriber has
@@ -101,6 +108,7 @@ type Hub struct {
 	alone   int             // of these, for a topic whose last one has failed
 
 	dirty chan struct{} // holds a token if a sweep is wanted now
+	doubt chan struct{} // holds a token if a topic's history has changed: so may those of others
 	count counters
 }
 
@@ -122,7 +130,7 @@ const (
 // does not wait for bp: a backplane that is away is tried again, for as long as
 // somebody wants something of it.
 func New(bp Backplane, opts *Options) *Hub {
-	h := &Hub{bp: bp, topics: map[string]*topic{}, adding: map[string]bool{}, dirty: make(chan struct{}, 1), done: make(chan struct{})}
+	h := &Hub{bp: bp, topics: map[string]*topic{}, adding: map[string]bool{}, dirty: make(chan struct{}, 1), doubt: make(chan struct{}, 1), done: make(chan struct{})}
 	if opts != nil {
 		h.opts = *opts
 	}

@@ -1217,6 +1217,81 @@ func TestManyThatComeWhileOlderMessagesAreReadAreKept(t *testing.T) {
 	})
 }
 
+// After a failover that breaks no connection, a message in one topic shows that the history
+// has changed. The same is then true of topics in which nothing happens.
+func TestARewindInOneTopicMakesTheHubLookAtTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		h := hub(t, b, &Options{Sweep: time.Hour})
+		other := hub(t, b, quiet())
+		var quietOnes []*Subscription
+		for _, topic := range []string{"busy", "a", "b", "c"} {
+			quietOnes = append(quietOnes, subscribe(t, h, topic, nil))
+			ten(t, h, topic)
+		}
+		for _, s := range quietOnes {
+			gets(t, s, "1 2 3 4 5 6 7 8 9 10")
+		}
+		for _, topic := range []string{"busy", "a", "b", "c"} {
+			b.rewind(topic, 3)
+		}
+		publish(t, other, "busy", "new")
+		time.Sleep(time.Second + 100*time.Millisecond)
+		for i, s := range quietOnes {
+			want := "reset(ahead 0) 1 2 3 4 5 6 7"
+			if i == 0 {
+				want += " new"
+			}
+			gets(t, s, want)
+		}
+		if n := b.sweeps(); n < 1 || n > 3 {
+			t.Errorf("%d calls of Heads", n)
+		}
+		time.Sleep(time.Minute)
+		if n := b.sweeps(); n > 3 {
+			t.Errorf("%d calls of Heads, which find nothing", n)
+		}
+	})
+}
+
+// A client that was told of a loss elsewhere comes with a position that this node cannot
+// know, because it has not noticed yet. It reads before it answers, and so does not hand
+// out what is lost.
+func TestAPositionThatTheNodeCannotKnowMakesItReadFirst(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		loses func(b *tap)
+	}{
+		{"another entry of that number", func(b *tap) { b.rewind("x", 3) }},
+		{"another epoch", func(b *tap) { b.lose("x") }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newTap(t, nil)
+				h := hub(t, b, quiet())
+				other := hub(t, b, quiet())
+				live := subscribe(t, h, "x", nil)
+				ten(t, h, "x")
+				gets(t, live, "1 2 3 4 5 6 7 8 9 10")
+				c.loses(b)
+				var after replay.Position
+				b.deaf(func() { // h is not told of it
+					after = publish(t, other, "x", "new").Pos
+					publish(t, other, "x", "next")
+				})
+				var s *Subscription
+				if n := b.readsOf(func() { s = subscribe(t, h, "x", &SubscribeOptions{After: after}) }); n == 0 || n > 3 {
+					t.Errorf("%d reads", n)
+				}
+				gets(t, s, "next")
+				if n := h.Stats().Resets; n != 0 {
+					t.Errorf("%d Resets", n)
+				}
+			})
+		})
+	}
+}
+
 // A client that comes from another node may be ahead of this one.
 func TestAPositionThatAnotherNodeSawFirstIsNoReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

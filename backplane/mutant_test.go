@@ -110,6 +110,8 @@ func TestBugsPlantedInHowATopicIsFollowedAreCaught(t *testing.T) {
 			Old: "		t.rewound()\n		err = t.replace(page)\n", New: "		err = t.replace(page)\n"},
 		mutant.Mutant{Why: "where the log begins anew is not noted", File: "topic.go",
 			Old: "	t.start, _ = t.log.Bounds()\n	t.deep, t.odd = true, 0\n", New: "	t.deep, t.odd = true, 0\n"},
+		mutant.Mutant{Why: "a rewind in one topic says nothing of others", File: "work.go",
+			Old: "				next.Reset(max(0, time.Second-time.Since(last)))\n", New: "				_ = last\n"},
 		mutant.Mutant{Why: "an append without outcome is a success", File: "hub.go",
 			Old: "	case err == nil:\n", New: "	case err == nil && r.Outcome > Queued:\n"},
 	)

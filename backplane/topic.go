@@ -419,6 +419,10 @@ func (t *topic) readAnew(was replay.Position, reason replay.Reason) error {
 func (t *topic) rewound() {
 	t.hub.count.rewinds.Add(1)
 	t.distrustHints()
+	select {
+	case t.hub.doubt <- struct{}{}:
+	default:
+	}
 }
 
 // logRewind logs that the history is another, if there is a reason to think so.

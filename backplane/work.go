@@ -185,6 +185,7 @@ func (h *Hub) sweepLoop() {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	failures, again := 0, false
+	var last time.Time
 	for {
 		select {
 		case <-h.ctx.Done():
@@ -195,7 +196,13 @@ func (h *Hub) sweepLoop() {
 		case <-next.C:
 		case <-h.dirty:
 			again = true // until it has succeeded
+		case <-h.doubt:
+			if h.header != nil && every > 0 { // else a sweep is a read of each topic, and that may be what has raised doubts
+				next.Reset(max(0, time.Second-time.Since(last)))
+			}
+			continue
 		}
+		last = time.Now()
 		if err := h.sweep(again); err != nil {
 			h.count.errors.Add(1)
 			if h.ctx.Err() == nil {
