@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"math"
 	"math/big"
 	"slices"
 	"strings"
@@ -85,6 +86,9 @@ func (m *model) str(of map[string]json.RawMessage, name string, max int) (s stri
 	return s
 }
 
+// noBound is for strings of any length.
+const noBound = math.MaxInt
+
 func (m *model) num(of map[string]json.RawMessage, name string, max uint64) uint64 {
 	value := of[name]
 	if isNull(value) {
@@ -102,7 +106,7 @@ func (m *model) num(of map[string]json.RawMessage, name string, max uint64) uint
 }
 
 func (m *model) pos(of map[string]json.RawMessage, name string) replay.Position {
-	p, err := replay.ParsePosition(m.str(of, name, 1<<40))
+	p, err := replay.ParsePosition(m.str(of, name, noBound))
 	if err != nil {
 		m.bad(BadPosition, name)
 	}
@@ -130,11 +134,11 @@ func (m *model) payload(of map[string]json.RawMessage) (p Payload) {
 	}
 	if !isNull(of["text"]) {
 		n++
-		p = Payload{Text, []byte(m.str(of, "text", 1<<40))}
+		p = Payload{Text, []byte(m.str(of, "text", noBound))}
 	}
 	if !isNull(of["bin"]) {
 		n++
-		text := m.str(of, "bin", 1<<40)
+		text := m.str(of, "bin", noBound)
 		data, err := base64.DecodeString(text)
 		// What is decoded and encoded again must be the same: no line ends, no bits
 		// left over.
@@ -174,9 +178,9 @@ func read(b []byte) *model {
 	}
 	f.Version = int(m.num(of, "v", maxInt))
 	f.Ref = m.num(of, "ref", 1<<53)
-	f.Topic = m.str(of, "topic", 1<<40)
-	f.ID = m.str(of, "id", 1<<40)
-	f.Key = m.str(of, "key", 1<<40)
+	f.Topic = m.str(of, "topic", noBound)
+	f.ID = m.str(of, "id", noBound)
+	f.Key = m.str(of, "key", noBound)
 	f.Token = m.str(of, "token", MaxToken)
 	if beats := string(of["beats"]); beats == "true" {
 		f.Beats = true
@@ -223,7 +227,7 @@ func read(b []byte) *model {
 			continue
 		}
 		of := m.object(value)
-		e := Entry{m.pos(of, "pos"), int64(m.num(of, "at", maxInt64)), m.str(of, "key", 1<<40), m.payload(of)}
+		e := Entry{m.pos(of, "pos"), int64(m.num(of, "at", maxInt64)), m.str(of, "key", noBound), m.payload(of)}
 		if e.Pos.IsZero() {
 			m.bad(BadFrame, "pos")
 		}
@@ -238,7 +242,7 @@ func read(b []byte) *model {
 	f.Retry = int64(m.num(of, "retry", maxInt64))
 	f.Code = m.str(of, "code", maxShort)
 	f.Field = m.str(of, "field", maxShort)
-	f.Message = m.str(of, "message", 1<<40)
+	f.Message = m.str(of, "message", noBound)
 	f.Window = int64(m.num(of, "window", maxInt64))
 	f.Payload = m.payload(of)
 	return m
@@ -267,8 +271,10 @@ func checkDecode(t *testing.T, b []byte) {
 		t.Fatalf("%q: is taken for a frame, but for the model it is wrong: %v", b, m.wrong)
 	case bad != nil && !m.wrong[bad.Code+" "+bad.Field]:
 		t.Fatalf("%q: the error is %#v, for the model it is one of %v", b, bad, m.wrong)
-	case bad == nil && !same(f, m.f):
-		t.Fatalf("%q\nis decoded as    %+v\nand by the model %+v", b, f, m.f)
+	case bad == nil:
+		if d := diff(m.f, f); d != "" {
+			t.Fatalf("%q: decoded (-by the model +by Decode):\n%s", b, d)
+		}
 	}
 	used := full()
 	if again := Decode(b, &used); (again == nil) != (err == nil) || again != nil && again.Error() != err.Error() {
@@ -277,8 +283,8 @@ func checkDecode(t *testing.T, b []byte) {
 	if err != nil {
 		return
 	}
-	if !same(used, f) {
-		t.Fatalf("%q\nis decoded as        %+v\nand into a full one %+v", b, f, used)
+	if d := diff(f, used); d != "" {
+		t.Fatalf("%q: decoded (-into a new frame +into a full one):\n%s", b, d)
 	}
 	checkPayload(t, f.Payload)
 	for _, e := range f.Entries {
@@ -289,8 +295,11 @@ func checkDecode(t *testing.T, b []byte) {
 		t.Fatalf("%q: is appended as %q, which is not JSON", b, text)
 	}
 	var again Frame
-	if err := Decode(text, &again); err != nil || !same(again, f) {
-		t.Fatalf("%q\nis decoded as %+v\nappended as %q\nand decoded as %+v, %v", b, f, text, again, err)
+	if err := Decode(text, &again); err != nil {
+		t.Fatalf("%q: is appended as %q, which is no frame: %v", b, text, err)
+	}
+	if d := diff(f, again); d != "" {
+		t.Fatalf("%q: is appended as %q and decoded again (-before +after):\n%s", b, text, d)
 	}
 	if twice := again.Append(nil); !bytes.Equal(twice, text) {
 		t.Fatalf("%q: is appended as %q, and then as %q", b, text, twice)
@@ -322,8 +331,12 @@ func TestTheModelAgreesWithTheVectors(t *testing.T) {
 	for n, v := range readVectors(t) {
 		message := v.message()
 		m := read(message)
-		if v.Decode != nil && (m.none || len(m.wrong) > 0 || !same(m.f, v.Decode.frame())) {
-			t.Errorf("%s: the model reads %+v, none %v, wrong %v", v.Name, m.f, m.none, m.wrong)
+		if v.Decode != nil {
+			if m.none || len(m.wrong) > 0 {
+				t.Errorf("%s: the model reads none %v, wrong %v", v.Name, m.none, m.wrong)
+			} else if d := diff(v.Decode.frame(), m.f); d != "" {
+				t.Errorf("%s: the model reads (-want +got):\n%s", v.Name, d)
+			}
 		}
 		if v.Error != nil && !m.twice && m.none != (v.Error.Field == "") {
 			t.Errorf("%s: the model reads none %v, wrong %v", v.Name, m.none, m.wrong)
@@ -380,8 +393,8 @@ func FuzzAppendEntry(f *testing.F) {
 		case kind <= byte(Text) && utf8.Valid(data):
 			want.Kind = Text
 		}
-		if !same(got, Frame{Type: Entries, Topic: string([]rune(topic)), Entries: []Entry{want, want}}) {
-			t.Fatalf("%q\nis decoded as %+v\nwant the entry %+v", message, got, want)
+		if d := diff(Frame{Type: Entries, Topic: string([]rune(topic)), Entries: []Entry{want, want}}, got); d != "" {
+			t.Fatalf("%q is decoded as (-want +got):\n%s", message, d)
 		}
 	})
 }
