@@ -22,21 +22,28 @@ type realtime struct {
 	gw     *gateway.Gateway
 }
 
+// authorize lets in who is logged in, and lets them read. Notes come by POST, where they are checked.
+// It asks for the user once: a logout can come between two questions.
+func authorize(user func(*http.Request) string) func(context.Context, gateway.Access) (gateway.Grant, error) {
+	return func(_ context.Context, q gateway.Access) (gateway.Grant, error) {
+		switch {
+		case q.Action == gateway.Connect:
+			if name := user(q.Request); name != "" {
+				return gateway.Grant{User: name}, nil
+			}
+			return gateway.Grant{}, gateway.ErrUnauthenticated
+		case q.Action == gateway.Subscribe && q.Topic == "notes":
+			return gateway.Grant{}, nil
+		}
+		return gateway.Grant{}, gateway.ErrForbidden
+	}
+}
+
 func newRealtime(a *app) (*realtime, error) {
 	memory := backplane.NewMemory(nil)
 	hub := backplane.New(memory, nil)
 	gw, err := gateway.New(hub, &gateway.Options{
-		Authorize: func(_ context.Context, q gateway.Access) (gateway.Grant, error) {
-			switch {
-			case q.Action == gateway.Connect && a.user(q.Request) != "":
-				return gateway.Grant{User: a.user(q.Request)}, nil
-			case q.Action == gateway.Connect:
-				return gateway.Grant{}, gateway.ErrUnauthenticated
-			case q.Action == gateway.Subscribe && q.Topic == "notes":
-				return gateway.Grant{}, nil
-			}
-			return gateway.Grant{}, gateway.ErrForbidden // notes come by POST, where they are checked
-		},
+		Authorize: authorize(a.user),
 	})
 	if err != nil {
 		return nil, err
