@@ -41,6 +41,8 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 			Old: "p.monitor.now()-before >= 2*int64(tick)", New: "before >= 0"},
 		mutant.Mutant{Why: "a large write is one call", File: "wrap.go",
 			Old: "b[n:min(len(b), n+chunkSize)]", New: "b[n:]"},
+		mutant.Mutant{Why: "writes that are handed on in chunks mix", File: "wrap.go",
+			Old: "	defer func() { <-c.turn }()\n", New: "	<-c.turn\n"},
 		mutant.Mutant{Why: "early bytes are overwritten", File: "wrap.go",
 			Old: "bytes.Clone(early)", New: "make([]byte, len(early))"},
 		mutant.Mutant{Why: "the scheduler runs on without peers", File: "monitor.go",

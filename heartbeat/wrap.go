@@ -46,7 +46,7 @@ func (p *Peer) WrapWriter(w http.ResponseWriter) http.ResponseWriter {
 // for one connection.
 func (p *Peer) WrapConn(c net.Conn) net.Conn {
 	p.wrapped.Store(true)
-	return &conn{c, p}
+	return newConn(c, p)
 }
 
 type writer struct {
@@ -71,7 +71,7 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("heartbeat: the connection cannot be taken over for a WebSocket, as is so with HTTP/2: %w", err)
 	}
-	c := &conn{inner, w.peer}
+	c := newConn(inner, w.peer)
 	// What came together with the request is in the old buffer, and has to be in
 	// the new one: some libraries look for it there.
 	early, err := old.Reader.Peek(old.Reader.Buffered())
@@ -95,7 +95,14 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 type conn struct {
 	net.Conn
 	peer *Peer
+
+	// turn holds a value during one Write, so that two of them do not mix though they are
+	// handed on in chunks. It is no lock, because the network is waited for with it: in virtual
+	// time a lock would stop the clock.
+	turn chan struct{}
 }
+
+func newConn(c net.Conn, p *Peer) *conn { return &conn{c, p, make(chan struct{}, 1)} }
 
 func (c *conn) Read(b []byte) (int, error) {
 	c.peer.reading.Store(true)
@@ -108,6 +115,8 @@ func (c *conn) Read(b []byte) (int, error) {
 }
 
 func (c *conn) Write(b []byte) (n int, err error) {
+	c.turn <- struct{}{} // who has it leaves when the connection is closed or its deadline comes
+	defer func() { <-c.turn }()
 	p := c.peer
 	p.writing.Add(1)
 	defer p.writing.Add(-1)

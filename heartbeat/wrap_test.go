@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -167,6 +168,54 @@ func TestBytesThatComeEarlyAreNotLost(t *testing.T) {
 			t.Fatalf("answer %q, %v", got, err)
 		}
 	}
+}
+
+// paper is a connection that keeps what is written to it, each write of which takes a while.
+type paper struct {
+	net.Conn
+	mu   sync.Mutex
+	text []byte
+}
+
+func (p *paper) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	p.text = append(p.text, b...)
+	p.mu.Unlock()
+	time.Sleep(time.Millisecond)
+	return len(b), nil
+}
+
+// Large writes are handed on in chunks, and two of them at a time were mixed up, as those of
+// a net.Conn never are.
+func TestConcurrentWritesDoNotMix(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := New(Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		p, err := m.NewPeer(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page := new(paper)
+		c := p.WrapConn(page)
+		var wg sync.WaitGroup
+		const n = 3*chunkSize + 5
+		for _, letter := range "abcd" {
+			wg.Go(func() {
+				if k, err := c.Write([]byte(strings.Repeat(string(letter), n))); k != n || err != nil {
+					t.Errorf("%d, %v", k, err)
+				}
+			})
+		}
+		wg.Wait()
+		for i := 0; i < 4*n; i += n {
+			if got := string(page.text[i : i+n]); got != strings.Repeat(got[:1], n) {
+				t.Errorf("the %d bytes from %d on are not of one write", n, i)
+			}
+		}
+	})
 }
 
 // gin holds headers back until WriteHeaderNow.
