@@ -3,6 +3,7 @@ package heartbeat
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -69,7 +70,11 @@ func (w *writer) WriteHeaderNow() {
 func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	inner, old, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err != nil {
-		return nil, nil, fmt.Errorf("heartbeat: the connection cannot be taken over for a WebSocket, as is so with HTTP/2: %w", err)
+		why := "heartbeat: the connection cannot be taken over for a WebSocket"
+		if errors.Is(err, http.ErrNotSupported) {
+			why += ", as is so with HTTP/2 and behind middleware without Unwrap"
+		}
+		return nil, nil, fmt.Errorf("%s: %w", why, err)
 	}
 	c := newConn(inner, w.peer)
 	// What came together with the request is in the old buffer, and has to be in

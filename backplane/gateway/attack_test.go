@@ -929,12 +929,13 @@ func TestAnswersThatAreNotRead(t *testing.T) {
 		if after := heap(); after > before+2<<20 {
 			t.Errorf("%d bytes more", after-before)
 		}
-		if st := r.gw.Stats(); st.Slow != 1 {
-			t.Errorf("%+v", st)
-		}
 		s.link.Stall(memnet.Down, false)
 		if c := s.end(); c.code != wire.CloseSlow {
 			t.Error(c)
+		}
+		time.Sleep(2 * lingering)
+		if st := r.gw.Stats(); st.Slow != 1 {
+			t.Errorf("%+v", st)
 		}
 	})
 }

@@ -117,7 +117,7 @@ func (g *Gateway) ask(ctx context.Context, a Access) (grant Grant, err error) {
 	grant, err = g.opts.Authorize(ctx, a)
 	if err != nil && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrUnauthenticated) {
 		g.count.authorizeErrors.Add(1)
-		g.log.Warn("Authorize failed", "action", a.Action, "error", clean(err.Error()))
+		g.note(warn, "Authorize failed", "action", a.Action, "user", clean(a.User), "topic", clean(a.Topic), "err", quoted(err.Error(), maxError))
 	}
 	return grant, err
 }

@@ -44,8 +44,12 @@ type conn struct {
 
 	frames, publishes bucket // the reader's
 
+	hit     map[string]bool // limits that are in the log, see limit; the reader's
+	limited io.LimitedReader
+
 	dead    atomic.Bool // nothing can be written any more
 	greeted bool        // Connected was called
+	since   time.Time   // when the handshake was over
 
 	mu       sync.Mutex // guards all below; nothing that waits is done under it
 	writing  bool       // somebody is the writer
@@ -58,6 +62,7 @@ type conn struct {
 	renewal  *renewal    // under way
 	closing  int         // close code, which is sent once out is written
 	reason   string      // sent with it
+	cause    *cause      // of the end, once there is one
 	patience *time.Timer // kills a connection whose end takes too long
 	ended    bool        // nobody reads any more
 }
@@ -75,7 +80,7 @@ func (c *conn) accept(w http.ResponseWriter, r *http.Request) (err error) {
 	if c.peer, err = g.monitor.NewPeer(&heartbeat.Options{Value: c}); err != nil {
 		return err
 	}
-	h := &hijacker{ResponseWriter: c.peer.WrapWriter(w), timeout: g.opts.Limits.Write, secure: r.TLS != nil}
+	h := &upgrade{w: c.peer.WrapWriter(w), timeout: g.opts.Limits.Write, secure: r.TLS != nil, header: http.Header{}}
 	mode := websocket.CompressionDisabled
 	if g.opts.Compress {
 		mode = websocket.CompressionNoContextTakeover
@@ -88,11 +93,12 @@ func (c *conn) accept(w http.ResponseWriter, r *http.Request) (err error) {
 		OnPongReceived:     func(context.Context, []byte) { c.peer.Pinged() }, // ours are fewer than it may send
 	})
 	if err != nil {
-		g.count.refused.Add(1)
+		g.failed(w, h, err)
 		return err
 	}
-	ws.SetReadLimit(int64(g.opts.Limits.Message))
+	ws.SetReadLimit(-1) // see receive
 	g.count.accepted.Add(1)
+	c.since = time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ws, c.net = ws, h.conn
@@ -112,18 +118,10 @@ func (c *conn) greet(r *http.Request) error {
 	buf := buffers.Get().(*bytes.Buffer)
 	defer putBuffer(buf)
 	c.deadline(time.Now().Add(g.opts.Limits.Hello))
-	typ, reader, err := c.ws.Reader(context.Background())
-	if err == nil {
-		buf.Reset()
-		_, err = buf.ReadFrom(reader)
-	}
+	typ, err := c.receive(buf, "no hello in time", "Hello", g.opts.Limits.Hello)
 	if err != nil {
-		if isTimeout(err) {
-			c.end(wire.CloseHelloTimeout, "no hello in time", nil)
-		}
-		return fmt.Errorf("gateway: no hello: %w", err)
+		return fmt.Errorf("no hello: %w", err)
 	}
-	c.deadline(time.Time{})
 	var f wire.Frame
 	if !c.decode(typ, buf.Bytes(), &f) {
 		return errRefused
@@ -164,6 +162,10 @@ func (c *conn) greet(r *http.Request) error {
 			code = wire.Unauthenticated
 		case wire.CloseTryLater:
 			code = wire.Unavailable
+		case wire.CloseTooManyOfUser:
+			c.user = grant.User // for the log
+			why += " (" + c.limit("PerUser", g.opts.Limits.PerUser) + ")"
+			c.user = ""
 		}
 		return c.refuse(status, code, "", why)
 	}
@@ -191,14 +193,16 @@ func (c *conn) greet(r *http.Request) error {
 		return err
 	}
 	c.greeted = true
+	g.log.Debug("connected", "conn", c.id, "user", clean(c.user))
 	g.trace.Connected(c.info())
 	return nil
 }
 
-// Why connections end: whose client was told why, and whose client has left.
+// Why reading ends: the client was told why, it has left, or we have panicked.
 var (
 	errRefused = errors.New("gateway: refused")
 	errGone    = errors.New("gateway: gone")
+	errPanic   = errors.New("gateway: panic")
 )
 
 // refuse answers with an error and a close frame, on the goroutine that reads, which
@@ -241,7 +245,7 @@ func putBuffer(b *bytes.Buffer) {
 
 // loop reads until the connection ends.
 func (c *conn) loop() {
-	err := errors.New("gateway: panic")
+	err := errPanic
 	defer func() {
 		if p := recover(); p != nil {
 			c.g.log.Error("panic in a connection", "conn", c.id, "panic", clean(fmt.Sprint(p)))
@@ -257,24 +261,41 @@ func (c *conn) loop() {
 
 // read reads one message and carries it out.
 func (c *conn) read() error {
-	typ, reader, err := c.ws.Reader(context.Background())
-	if err != nil {
-		return fmt.Errorf("gateway: %w", err)
-	}
-	c.deadline(time.Now().Add(c.g.opts.Limits.Incoming))
 	buf := buffers.Get().(*bytes.Buffer)
 	defer putBuffer(buf)
-	buf.Reset()
-	if _, err := buf.ReadFrom(reader); err != nil {
-		if isTimeout(err) {
-			c.end(wire.CloseHelloTimeout, "the message did not end in time", nil)
-		}
-		return fmt.Errorf("gateway: %w", err)
+	typ, err := c.receive(buf, "the message did not end in time", "Incoming", c.g.opts.Limits.Incoming)
+	if err != nil {
+		return err
 	}
-	c.deadline(time.Time{})
 	f := decoded.Get().(*wire.Frame)
 	defer decoded.Put(f)
 	return c.frame(typ, buf.Bytes(), f)
+}
+
+// receive reads one message. From its beginning on it has some time, but for the first, for
+// which the time runs already.
+func (c *conn) receive(buf *bytes.Buffer, late, option string, patience time.Duration) (websocket.MessageType, error) {
+	buf.Reset()
+	typ, reader, err := c.ws.Reader(context.Background())
+	if err == nil {
+		if c.greeted {
+			c.deadline(time.Now().Add(patience))
+		}
+		c.limited = io.LimitedReader{R: reader, N: int64(c.g.opts.Limits.Message) + 1}
+		_, err = buf.ReadFrom(&c.limited)
+	}
+	switch {
+	case isTimeout(err):
+		c.end(wire.CloseHelloTimeout, late+" ("+c.limit(option, patience)+")", nil)
+	case err == nil && buf.Len() > c.g.opts.Limits.Message:
+		c.end(wire.CloseTooBig, "the message is too long ("+c.limit("Message", c.g.opts.Limits.Message)+")", nil)
+		err = errRefused
+	case err == nil && c.net.over:
+		// The library takes a message for complete that was cut off between two of its reads.
+		err = io.ErrUnexpectedEOF
+	}
+	c.deadline(time.Time{})
+	return typ, err
 }
 
 // deadline bounds reading, unless the connection is being closed, which has a deadline
@@ -295,7 +316,7 @@ func (c *conn) frame(typ websocket.MessageType, b []byte, f *wire.Frame) error {
 	if level := c.frames.take(rate); level < 0 {
 		g.count.tooFast.Add(1)
 		if level <= -4*float64(rate) {
-			return c.refuse(wire.CloseTooFast, wire.TooFast, "", "far too many frames")
+			return c.refuse(wire.CloseTooFast, wire.TooFast, "", "far too many frames ("+c.limit("Frames", perSecond(rate))+")")
 		}
 		// It is looked at, to answer what needs an answer, but not carried out.
 		if typ == websocket.MessageText && wire.Decode(b, f) == nil {
@@ -371,11 +392,12 @@ func (c *conn) answerBad(f *wire.Frame, code, field, message string) {
 
 func (c *conn) tooFast(f *wire.Frame, level float64, rate int) {
 	retry := refill(level, rate)
+	message := "too many frames (" + c.limit("Frames", perSecond(rate)) + ")"
 	if f.Type == wire.Publish && f.ID != "" && len(f.ID) <= backplane.MaxID {
-		c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many frames", retry)
+		c.nack(f.ID, wire.NotStored, wire.TooFast, "", message, retry)
 		return
 	}
-	answer := wire.Frame{Type: wire.Error, Code: wire.TooFast, Message: "too many frames", Ref: f.Ref, Retry: retry}
+	answer := wire.Frame{Type: wire.Error, Code: wire.TooFast, Message: message, Ref: f.Ref, Retry: retry}
 	if len(f.Topic) <= backplane.MaxTopic {
 		answer.Topic = f.Topic
 	}
@@ -420,8 +442,12 @@ func (c *conn) publish(f *wire.Frame) {
 	}
 	if level := c.publishes.take(l.Publishes); level < 0 {
 		c.g.count.tooFast.Add(1)
+		first := !c.hit["gateway.Limits.Publishes"]
+		message, retry := "too many messages ("+c.limit("Publishes", perSecond(l.Publishes))+")", refill(level, l.Publishes)
 		if !p.ephemeral {
-			c.nack(f.ID, wire.NotStored, wire.TooFast, "", "too many messages", refill(level, l.Publishes))
+			c.nack(f.ID, wire.NotStored, wire.TooFast, "", message, retry)
+		} else if first { // the others are dropped without a word
+			c.send(&wire.Frame{Type: wire.Error, Code: wire.TooFast, Message: message, Topic: f.Topic, Retry: retry})
 		}
 		return
 	}
@@ -434,10 +460,15 @@ func (c *conn) publish(f *wire.Frame) {
 		c.mu.Unlock()
 		return
 	}
-	if l.Pending >= 0 && len(c.pubs) >= l.Pending || c.pending > maxPending {
+	many, long := l.Pending >= 0 && len(c.pubs) >= l.Pending, c.pending > maxPending
+	if many || long {
 		c.mu.Unlock()
+		message := fmt.Sprintf("too many bytes wait to be stored (more than %d)", maxPending)
+		if many {
+			message = "too many messages wait to be stored (" + c.limit("Pending", l.Pending) + ")"
+		}
 		if !p.ephemeral {
-			c.nack(f.ID, wire.NotStored, wire.TooManyPending, "", "too many messages wait to be stored", 1000)
+			c.nack(f.ID, wire.NotStored, wire.TooManyPending, "", message, 1000)
 		}
 		return
 	}
@@ -544,7 +575,7 @@ func (c *conn) carryOut(p publish) (answer *wire.Frame) {
 		}
 		return g.nack(id, outcome, code, strings.ToLower(bad.Field), bad.Reason, 0)
 	}
-	g.log.Warn("a publish failed", "conn", c.id, "topic", clean(p.topic), "outcome", outcome, "error", clean(err.Error()))
+	g.note(warn, "publish failed", "conn", c.id, "user", clean(c.user), "topic", clean(p.topic), "outcome", outcome, "err", quoted(err.Error(), maxError))
 	return g.nack(id, outcome, wire.Unavailable, "", "it could not be stored now; try again", 0)
 }
 
@@ -625,66 +656,4 @@ func (c *conn) ask(r *renewal) {
 	c.expires = grant.Expires
 	c.mu.Unlock()
 	c.send(&wire.Frame{Type: wire.OK, Ref: ref})
-}
-
-// finish ends a connection for good: it is called by the goroutine that reads, when it
-// does so no longer.
-func (c *conn) finish(err error) {
-	g := c.g
-	c.mu.Lock()
-	c.ended = true
-	subs, closing := c.subs, c.closing
-	c.subs, c.ready = nil, nil
-	c.forget()
-	c.calm()
-	c.mu.Unlock()
-	for _, s := range subs {
-		s.close()
-	}
-	if c.peer != nil {
-		c.peer.Stop()
-	}
-	if c.ws != nil {
-		if (closing != 0 || c.net.saidGoodbye()) && !c.dead.Load() {
-			c.linger()
-		}
-		c.dead.Store(true)
-		c.ws.CloseNow()
-	}
-	g.remove(c)
-	if v, ok := c.verdict(); ok {
-		err = fmt.Errorf("gateway: found dead: %s", v.Reason)
-	} else if closing != 0 {
-		err = fmt.Errorf("gateway: closed by the server: %w", websocket.CloseError{Code: websocket.StatusCode(closing), Reason: c.reason})
-	}
-	if !c.greeted {
-		g.log.Debug("not welcomed", "conn", c.id, "error", clean(fmt.Sprint(err)))
-		return
-	}
-	g.log.Debug("disconnected", "conn", c.id, "error", clean(fmt.Sprint(err)))
-	g.trace.Disconnected(c.info(), err)
-}
-
-func (c *conn) verdict() (heartbeat.Verdict, bool) {
-	if c.peer == nil {
-		return heartbeat.Verdict{}, false
-	}
-	return c.peer.Verdict()
-}
-
-// lingering is how long a connection that we have closed waits for the client to close
-// it, too.
-const lingering = time.Second
-
-// linger reads what is still coming, for nothing: closing a connection that has unread
-// data resets it, and the client might then never see what it was closed for.
-func (c *conn) linger() {
-	c.net.SetReadDeadline(time.Now().Add(lingering))
-	b := make([]byte, 512)
-	for {
-		n, err := c.net.Read(b)
-		if err != nil || n > 0 && b[0] == final|opClose {
-			return
-		}
-	}
 }

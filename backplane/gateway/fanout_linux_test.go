@@ -24,6 +24,8 @@ var fans = map[string]wsrig.Fan{
 	"gateway": gatewayFan,
 }
 
+func init() { fanMain = func() { wsrig.FanMain(fans) } }
+
 // gatewayFan is a gateway with everything it has, and one topic.
 func gatewayFan() wsrig.Fanner {
 	hub := backplane.New(backplane.NewMemory(nil), nil)
@@ -64,7 +66,7 @@ func loopFan(send func(c *websocket.Conn, n net.Conn, frame, payload []byte) err
 	var members []member
 	return wsrig.Fanner{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			h := &hijacker{ResponseWriter: w, timeout: time.Hour}
+			h := &upgrade{w: w, timeout: time.Hour, header: http.Header{}}
 			c, err := websocket.Accept(h, r, &websocket.AcceptOptions{Subprotocols: []string{wire.Subprotocol}})
 			if err != nil {
 				return

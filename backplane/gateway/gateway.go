@@ -37,6 +37,7 @@ type Gateway struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	count  counters
+	pacer  pacer
 
 	mu       sync.Mutex // guards all below; only locks of a conn may be taken under it
 	draining bool
@@ -57,6 +58,7 @@ func New(hub *backplane.Hub, opts *Options) (*Gateway, error) {
 		users:   map[string]int{},
 		feeds:   map[string]*feed{},
 		drained: make(chan struct{}),
+		pacer:   pacer{paces: map[string]*pace{}},
 	}
 	if hub == nil {
 		return nil, &OptionError{"hub", "is nil"}
@@ -79,13 +81,8 @@ func New(hub *backplane.Hub, opts *Options) (*Gateway, error) {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	g.guardCallbacks()
-	hb := g.opts.Heartbeat
-	hb.OnDead = func(p *heartbeat.Peer, v heartbeat.Verdict) {
-		g.count.dead.Add(1)
-		g.log.Info("connection found dead", "conn", p.Value.(*conn).id, "reason", v.Reason, "silent", v.Silent, "rtt", v.RTT)
-	}
 	var err error
-	if g.monitor, err = heartbeat.New(hb); err != nil {
+	if g.monitor, err = heartbeat.New(g.opts.Heartbeat); err != nil {
 		return nil, err
 	}
 	if g.opts.Heartbeat.Interval == 0 {
@@ -163,48 +160,52 @@ func (g *Gateway) guardCallbacks() {
 }
 
 // ServeHTTP makes a WebSocket of a request and serves its client. It returns after the
-// client's hello was answered; the connection lives on.
+// client's hello was answered; the connection lives on. The answer to the handshake has the
+// headers that middleware has set before, and is written to the connection itself:
+// middleware does not see its status.
 //
 // What cannot be is refused with a status and a text: 400 without the subprotocol or with
 // headers of a handshake that are wrong, 403 for a page of another origin, 405 for another
-// method than GET, 426 for what is no WebSocket handshake, 501 behind middleware whose
-// writers have no Unwrap, 505 over HTTP/2, and 503 with Retry-After while there is no room,
-// or the server shuts down.
+// method than GET, 426 for what is no WebSocket handshake or has lost its Upgrade to a proxy,
+// 501 behind middleware whose writers have no Unwrap or whose Hijack fails, 505 over HTTP/2,
+// and 503 with Retry-After while there is no room, or the server shuts down. The log says so,
+// too, and what to do.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	refuse := func(status int, why string) {
-		g.count.refused.Add(1)
-		http.Error(w, why, status)
-	}
 	switch {
 	case r.ProtoMajor > 1:
-		refuse(http.StatusHTTPVersionNotSupported, "A WebSocket needs HTTP/1.1 here, not HTTP/2.")
+		hint := "have the proxy speak HTTP/1.1 to this server, or serve without HTTP/2"
+		g.note(info, "handshake refused: it is not HTTP/1.1", "proto", clean(r.Proto), "host", clean(r.Host), "hint", hint)
+		g.refuse(w, http.StatusHTTPVersionNotSupported, "A WebSocket needs HTTP/1.1 here, not HTTP/2.")
 		return
-	case !hasToken(r.Header, "Upgrade", "websocket"):
+	case !hasToken(r.Header, "Upgrade", "websocket"), !hasToken(r.Header, "Connection", "Upgrade"):
 		w.Header().Set("Connection", "Upgrade")
 		w.Header().Set("Upgrade", "websocket")
-		refuse(http.StatusUpgradeRequired, "This is for WebSockets.")
+		// Proxies pass it on though they pass on no Upgrade: so clients know whose answer it is.
+		w.Header().Set("Sec-WebSocket-Protocol", wire.Subprotocol)
+		if r.Header.Get("Sec-WebSocket-Key") == "" { // a browser's address bar, or a proxy that leaves out all of it
+			g.note(debug, "handshake refused: it is none", "host", clean(r.Host))
+			g.refuse(w, http.StatusUpgradeRequired, "This is for WebSockets. If it was one, a proxy in between does not pass on its headers Upgrade and Connection.")
+			return
+		}
+		g.note(warn, "handshake refused: a proxy does not pass on Upgrade", "host", clean(r.Host), "upgrade", clean(r.Header.Get("Upgrade")), "connection", clean(r.Header.Get("Connection")),
+			"hint", "have it pass on the headers Upgrade and Connection; nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade")
+		g.refuse(w, http.StatusUpgradeRequired, "A proxy in front of this server does not pass on the headers Upgrade and Connection of a WebSocket handshake.")
 		return
 	case !g.allowed(r):
-		hint := ""
-		if onlyScheme(r) {
-			hint = " It differs from the server's own in the scheme alone: a proxy that ends TLS has to set X-Forwarded-Proto, or the origin has to be listed."
-		}
-		g.log.Info("page of another origin refused", "origin", clean(r.Header.Get("Origin")), "host", clean(r.Host), "hint", strings.TrimSpace(hint))
-		refuse(http.StatusForbidden, "Pages of this origin may not connect."+hint)
+		text, hint := foreign(r)
+		g.note(info, "handshake refused: page of another origin", "origin", clean(r.Header.Get("Origin")), "host", clean(r.Host), "scheme", clean(ownScheme(r)), "hint", hint)
+		g.refuse(w, http.StatusForbidden, strings.TrimSpace("Pages of this origin may not connect. "+text))
 		return
 	case !hasToken(r.Header, "Sec-WebSocket-Protocol", wire.Subprotocol):
-		refuse(http.StatusBadRequest, "The client has to ask for the subprotocol "+wire.Subprotocol+".")
-		return
-	case !canHijack(w):
-		g.log.Error("middleware in front of the gateway hides the connection: its ResponseWriter has neither Hijack nor Unwrap")
-		refuse(http.StatusNotImplemented, "Something in front of this handler hides Hijack, without which there is no WebSocket: give the ResponseWriter that wraps the other an Unwrap method.")
+		g.note(info, "handshake refused: another subprotocol", "asked", clean(r.Header.Get("Sec-WebSocket-Protocol")), "hint", "its clients ask for "+wire.Subprotocol)
+		g.refuse(w, http.StatusBadRequest, "The client has to ask for the subprotocol "+wire.Subprotocol+".")
 		return
 	}
 	c := &conn{g: g, id: strings.ToLower(rand.Text()[:10])}
-	if wait := g.enter(c); wait > 0 {
+	if wait, why := g.enter(c); wait > 0 {
 		// Not all the same: those refused together should not come back together.
 		w.Header().Set("Retry-After", strconv.Itoa(1+mathrand.IntN(int(wait/time.Second)+1)))
-		refuse(http.StatusServiceUnavailable, "No room for another connection now; come back later.")
+		g.refuse(w, http.StatusServiceUnavailable, "No room for another connection now ("+why+"); come back later.")
 		return
 	}
 	defer g.wg.Done() // the place that enter took
@@ -225,19 +226,25 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.wg.Go(c.loop)
 }
 
-// enter counts a connection in, or returns after how long to come back.
-func (g *Gateway) enter(c *conn) (wait time.Duration) {
+// enter counts a connection in, or returns after how long to come back, and why.
+func (g *Gateway) enter(c *conn) (wait time.Duration, why string) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.draining {
-		return max(g.window, time.Second)
+	l := g.opts.Limits.Connections
+	full := l >= 0 && len(g.conns) >= l
+	switch {
+	case g.draining:
+		wait, why = max(g.window, time.Second), "the server shuts down"
+	case full:
+		wait, why = 10*time.Second, fmt.Sprintf("%d, gateway.Limits.Connections", l)
+	default:
+		g.conns[c] = struct{}{}
+		g.wg.Add(1)
 	}
-	if l := g.opts.Limits.Connections; l >= 0 && len(g.conns) >= l {
-		return 10 * time.Second
+	g.mu.Unlock()
+	if wait > 0 && full {
+		g.note(warn, "a limit keeps clients out", "limit", l, "option", "gateway.Limits.Connections")
 	}
-	g.conns[c] = struct{}{}
-	g.wg.Add(1)
-	return 0
+	return wait, why
 }
 
 // enterUser counts a connection of a user in. If that cannot be it returns a close code
@@ -316,21 +323,6 @@ func (g *Gateway) Disconnect(user string) int {
 	return len(conns)
 }
 
-// canHijack reports whether a writer, or one that it wraps, has a method Hijack. One
-// finds out too late by calling it: the client was told by then that it has a WebSocket.
-func canHijack(w http.ResponseWriter) bool {
-	for {
-		switch t := w.(type) {
-		case http.Hijacker:
-			return true
-		case interface{ Unwrap() http.ResponseWriter }:
-			w = t.Unwrap()
-		default:
-			return false
-		}
-	}
-}
-
 // hasToken reports whether a header that is a list has a token in it.
 func hasToken(h http.Header, name, token string) bool {
 	return slices.ContainsFunc(h.Values(name), func(v string) bool {
@@ -343,16 +335,6 @@ func hasToken(h http.Header, name, token string) bool {
 	})
 }
 
-// clean makes text of a client fit for a log: quoted, and not long.
-func clean(s string) string {
-	const most = 64
-	if len(s) > most {
-		s = s[:most] + "…"
-	}
-	s = strconv.QuoteToASCII(s)
-	return s[1 : len(s)-1]
-}
-
 // A Stats is a snapshot of a gateway. Counts are since it was made, but for the first
 // group.
 type Stats struct {
@@ -360,10 +342,16 @@ type Stats struct {
 	Subscriptions int // now, those included that wait for the Hub
 	Workers       int // goroutines that write now, more than usual while some are stuck
 
-	Accepted        uint64 // handshakes that became connections
-	Refused         uint64 // and those that did not
-	Dead            uint64 // connections that the heartbeat ended
-	Slow            uint64 // connections dropped because they took nothing more
+	Accepted uint64 // handshakes that became connections
+	Refused  uint64 // and those that did not
+
+	// Why accepted connections have ended: each counts once, for what came first.
+	Closed uint64 // by the server: a logout, a drain, a frame that is none
+	Left   uint64 // by the client, with a close frame
+	Lost   uint64 // by the network
+	Slow   uint64 // dropped because they took nothing more
+	Dead   uint64 // dropped by the heartbeat
+
 	FramesIn        uint64 // from clients, those refused included
 	BadFrames       uint64 // answered with an error
 	TooFast         uint64 // frames refused for their rate
@@ -378,9 +366,10 @@ type Stats struct {
 
 type counters struct {
 	subscriptions                                                       atomic.Int64
-	accepted, refused, dead, slow, framesIn, badFrames, tooFast         atomic.Uint64
+	accepted, refused, framesIn, badFrames, tooFast                     atomic.Uint64
 	messages, encoded, resets, published, notPublished, authorizeErrors atomic.Uint64
 	revoked                                                             atomic.Uint64
+	ends                                                                [ways]atomic.Uint64
 }
 
 // Stats returns a snapshot.
@@ -391,7 +380,8 @@ func (g *Gateway) Stats() Stats {
 	g.mu.Unlock()
 	return Stats{
 		Connections: connections, Subscriptions: int(c.subscriptions.Load()), Workers: g.pool.size(),
-		Accepted: c.accepted.Load(), Refused: c.refused.Load(), Dead: c.dead.Load(), Slow: c.slow.Load(),
+		Accepted: c.accepted.Load(), Refused: c.refused.Load(),
+		Closed: c.ends[endClosed].Load(), Left: c.ends[endLeft].Load(), Lost: c.ends[endLost].Load(), Slow: c.ends[endSlow].Load(), Dead: c.ends[endDead].Load(),
 		FramesIn: c.framesIn.Load(), BadFrames: c.badFrames.Load(), TooFast: c.tooFast.Load(),
 		Messages: c.messages.Load(), Encoded: c.encoded.Load(), Resets: c.resets.Load(),
 		Published: c.published.Load(), NotPublished: c.notPublished.Load(),
@@ -404,8 +394,10 @@ func (g *Gateway) Stats() Stats {
 type Trace struct {
 	// Connected: a client was welcomed.
 	Connected func(Info)
-	// Disconnected: its connection has ended; err says why. [websocket.CloseStatus] of it is
-	// the close code, if there was one; the text says whose.
+	// Disconnected: its connection has ended; err says why, as Stats counts it. The text says
+	// whether it was closed by the server or the client, lost, slow or dead.
+	// [websocket.CloseStatus] of it is the close code, if there was one, and 4001 for one that
+	// was slow, whether its client could be told or not.
 	Disconnected func(c Info, err error)
 	// Subscribed: a subscription was made, on a new place or resumed.
 	Subscribed func(c Info, topic string, resumed bool)

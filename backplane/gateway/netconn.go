@@ -1,13 +1,14 @@
 package gateway
 
 import (
-	"bufio"
 	"errors"
 	"net"
-	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/wire"
 )
 
 // A netConn is the connection below a WebSocket. The WebSocket library reads from it
@@ -23,8 +24,11 @@ type netConn struct {
 	// lock, because the network is waited for with it: in virtual time a lock would stop
 	// the clock.
 	turn   chan struct{}
-	closed bool // our close frame was written; nothing may follow it. Guarded by turn
-	rest   int  // bytes still to come of a frame that the library writes in pieces, as it does with compressed ones. Guarded by turn
+	closed int // code of our close frame, once it was written; nothing may follow it. Guarded by turn
+	rest   int // bytes still to come of a frame that the library writes in pieces, as it does with compressed ones. Guarded by turn
+
+	over bool        // nothing more can be read; the reader's
+	late atomic.Bool // a write has got nowhere in time, whoever was told
 
 	mu    sync.Mutex // guards later; nothing else is done under it
 	later []byte     // control frames that came while it was another's turn
@@ -32,6 +36,17 @@ type netConn struct {
 
 // maxLater bounds netConn.later. Beyond it pongs are left out (RFC 6455, section 5.5.3).
 const maxLater = 512
+
+// Read reads, and notes the end. Whoever reads a whole message does not ask for more than
+// that, and so has not met the end.
+func (n *netConn) Read(b []byte) (int, error) {
+	k, err := n.Conn.Read(b)
+	if k > 0 {
+		return k, nil // the error comes again
+	}
+	n.over = err != nil
+	return 0, err
+}
 
 // Write writes b within the timeout. For a control frame it does not wait for its turn:
 // the library closes the connection if that takes more than 5 s.
@@ -91,13 +106,18 @@ func (n *netConn) pass() (err error) {
 
 // write writes b, if nothing was written yet that nothing may follow.
 func (n *netConn) write(b []byte) (int, error) {
-	if n.closed {
+	if n.closed != 0 {
 		return len(b), nil // the library wants to answer a close frame that answers ours
 	}
 	if n.rest > 0 {
 		n.rest -= len(b)
 	} else if len(b) > 1 {
-		n.closed = b[0] == final|opClose
+		if b[0] == final|opClose {
+			n.closed = wire.CloseNoStatus
+			if len(b) >= 4 {
+				n.closed = int(b[2])<<8 | int(b[3])
+			}
+		}
 		n.rest = frameLen(b) - len(b) // not above 0 for whole frames
 	}
 	steps := 4 // of the timeout in which nothing may go through
@@ -113,53 +133,30 @@ func (n *netConn) write(b []byte) (int, error) {
 		if idle++; k > 0 {
 			idle = 0
 		}
-		if !isTimeout(err) || n.secure || idle == steps {
+		if !isTimeout(err) {
+			return done, err
+		}
+		if n.secure || idle == steps {
+			n.late.Store(true)
 			return done, err
 		}
 	}
 }
 
-// saidGoodbye reports whether a close frame was written. It is for when nobody writes any
-// more.
-func (n *netConn) saidGoodbye() bool {
+// goodbye returns the code of our close frame, or 0 if none was written. It is for when
+// nobody writes any more.
+func (n *netConn) goodbye() int {
 	select {
 	case n.turn <- struct{}{}:
 		defer func() { <-n.turn }()
 		return n.closed
 	default:
-		return false // somebody is stuck
+		return 0 // somebody is stuck
 	}
 }
 
-// isTimeout reports whether a write has got nowhere in time.
+// isTimeout reports whether a read or a write has got nowhere in time.
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
-
-// A hijacker hands out a netConn for the connection below, and remembers it.
-type hijacker struct {
-	http.ResponseWriter
-	timeout time.Duration
-	secure  bool
-	conn    *netConn
-}
-
-func (h *hijacker) Unwrap() http.ResponseWriter { return h.ResponseWriter }
-
-// WriteHeaderNow is for gin, see heartbeat.
-func (h *hijacker) WriteHeaderNow() {
-	if g, ok := h.ResponseWriter.(interface{ WriteHeaderNow() }); ok {
-		g.WriteHeaderNow()
-	}
-}
-
-func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	inner, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
-	}
-	h.conn = &netConn{Conn: inner, timeout: h.timeout, secure: h.secure, turn: make(chan struct{}, 1)}
-	rw.Writer.Reset(h.conn) // only control frames go through it, if nothing is compressed
-	return h.conn, rw, nil
-}
 
 // Frames of WebSocket (RFC 6455, section 5.2), from a server, and so without a mask.
 const (

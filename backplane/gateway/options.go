@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"strconv"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/heartbeat"
@@ -30,8 +31,9 @@ type Options struct {
 	// "https://example.com", "http://localhost:8080", "https://*.example.com". The
 	// server's own is what the request says, the scheme included: behind a proxy
 	// that ends TLS, have it set X-Forwarded-Proto and keep the Host, or list the
-	// origin here. "null" are the frames in a sandbox, of any site: only for gateways
-	// that ask for a token. Programs that send no Origin are not pages, and are let
+	// origin here. "null" are the frames in a sandbox, of any site, and "file://" are
+	// pages that are files, as in a desktop shell: only for gateways that ask for a
+	// token. Programs that send no Origin are not pages, and are let
 	// through to Authorize.
 	Origins []string
 
@@ -199,6 +201,9 @@ func (b *bucket) take(rate int) (level float64) {
 	b.level = max(b.level-1, -burst)
 	return b.level
 }
+
+// perSecond is how a rate stands in texts.
+func perSecond(rate int) string { return strconv.Itoa(rate) + " a second" }
 
 // refill returns after how many milliseconds a bucket lets through the next thing, that
 // is when there is one in it, if taking the last has left it at level.

@@ -12,7 +12,7 @@ import (
 
 // An origin is a pattern of Options.Origins: scheme://host[:port], or with "*." before
 // the host for everything below it, at any depth, but not itself. "null", of frames in
-// a sandbox, is a scheme without a host.
+// a sandbox, and "file://", of pages that are files, are schemes without a host.
 type origin struct {
 	scheme, host string // lower case; the host with its port unless that is the usual one
 	below        bool
@@ -21,8 +21,11 @@ type origin struct {
 // parseOrigin parses a pattern, or an Origin header (RFC 6454, section 7), which has
 // no stars.
 func parseOrigin(s string, pattern bool) (o origin, err error) {
-	if s == "null" {
+	switch l := strings.ToLower(s); {
+	case s == "null":
 		return origin{scheme: s}, nil
+	case l == "file://":
+		return origin{scheme: "file"}, nil
 	}
 	scheme, host, ok := strings.Cut(strings.ToLower(s), "://")
 	if !ok || scheme == "" {
@@ -125,13 +128,38 @@ func ownScheme(r *http.Request) string {
 	return "http"
 }
 
-// onlyScheme reports whether it is the scheme alone that keeps the origin of a request that
-// is not allowed from being the server's own.
-func onlyScheme(r *http.Request) bool {
+// foreign says what would let in a page that is not allowed: to the page, if it may be the
+// server's own, and to the operator.
+func foreign(r *http.Request) (text, hint string) {
+	const list = "list the origin in gateway.Options.Origins"
 	header := r.Header["Origin"]
 	if len(header) != 1 {
-		return false
+		return "", "the request has several headers Origin"
 	}
 	from, err := parseOrigin(header[0], false)
-	return err == nil && from.host != "" && from.scheme != ownScheme(r) && from.host == canonicalHost(from.scheme, r.Host)
+	switch {
+	case err != nil:
+		return "", "that is no origin"
+	case from.host == "":
+		return "", list + ", if it is not that of any page: it is without a host"
+	}
+	scheme := ownScheme(r)
+	page, server := &url.URL{Host: from.host}, &url.URL{Host: canonicalHost(scheme, r.Host)}
+	if page.Hostname() != server.Hostname() {
+		return "", list + ", or if it is the server's own, have the proxy keep Host"
+	}
+	var do []string
+	if from.scheme != scheme {
+		text = "in the scheme"
+		do = append(do, "a proxy that ends TLS has to set X-Forwarded-Proto")
+	}
+	if from.host != canonicalHost(from.scheme, r.Host) {
+		if server.Port() != "" { // another server on the same machine
+			return "", list
+		}
+		text = strings.TrimPrefix(text+" and in the port", " and ")
+		do = append(do, "a proxy has to pass on Host with the port (nginx: $http_host, and not $host)")
+	}
+	hint = strings.Join(do, ", and ") + "; or " + list
+	return "It differs from the server's own " + text + " alone: " + strings.Join(do, ", and ") + ", or the origin has to be listed.", hint
 }

@@ -209,7 +209,11 @@ func TestEphemeralMessages(t *testing.T) {
 		for range 20 {
 			s.send(`{"t":"ephemeral","topic":"x","data":1}`)
 		}
-		s.alive() // no answer, not even if there were too many
+		// Not even those that are too many are answered, but for the first.
+		if f := s.expect(wire.Error); f.Code != wire.TooFast || f.Topic != "x" || f.Retry == 0 {
+			t.Errorf("%s", f.Append(nil))
+		}
+		s.alive()
 		time.Sleep(time.Second)
 		other.send(`{"t":"ping"}`)
 		got := 0

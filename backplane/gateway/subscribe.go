@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
@@ -36,7 +37,7 @@ func (c *conn) subscribe(f *wire.Frame) {
 		return
 	}
 	if epochs(f.From) > maxEpochs {
-		c.answerBad(f, wire.BadPosition, "from", "has positions of too many epochs")
+		c.answerBad(f, wire.BadPosition, "from", fmt.Sprintf("has positions of more than %d epochs", maxEpochs))
 		return
 	}
 	ctx, cancel := context.WithCancel(c.g.ctx)
@@ -57,7 +58,7 @@ func (c *conn) subscribe(f *wire.Frame) {
 	if l := c.g.opts.Limits.Topics; l >= 0 && len(c.subs) >= l && old == nil {
 		c.mu.Unlock()
 		cancel()
-		c.answerBad(f, wire.TooManyTopics, "topic", "is one too many on this connection")
+		c.answerBad(f, wire.TooManyTopics, "topic", "is one too many on this connection ("+c.limit("Topics", l)+")")
 		return
 	}
 	c.subs = append(c.subs, s)

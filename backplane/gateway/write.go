@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -73,8 +74,7 @@ func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() boo
 		c.out = appendMessage(c.out, s.text)
 	}
 	if len(c.out) > maxOut && closing == 0 {
-		c.g.count.slow.Add(1)
-		closing, reason = wire.CloseSlow, "answers are not read"
+		closing, reason = wire.CloseSlow, fmt.Sprintf("answers are not read (%d bytes wait)", len(c.out))
 	}
 	if closing != 0 {
 		c.close(closing, reason)
@@ -98,6 +98,12 @@ func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() boo
 // else stay for ever. The lock is held.
 func (c *conn) close(code int, reason string) {
 	c.closing, c.reason = code, reason
+	if c.cause == nil {
+		c.cause = &cause{how: endClosed, code: code, reason: reason}
+		if code == wire.CloseSlow {
+			c.cause.how = endSlow
+		}
+	}
 	c.ready = nil
 	c.forget()
 	if !c.ended { // else finish would not stop it
@@ -192,23 +198,6 @@ func (c *conn) flush(s *scratch, writer bool) {
 	}
 }
 
-// kill ends a connection that cannot be written to.
-func (c *conn) kill(err error) {
-	if c.dead.Swap(true) {
-		return
-	}
-	if isTimeout(err) {
-		c.g.count.slow.Add(1)
-		c.g.log.Info("connection dropped: it takes nothing more", "conn", c.id)
-	}
-	c.mu.Lock()
-	n := c.net
-	c.mu.Unlock()
-	if n != nil {
-		n.Close()
-	}
-}
-
 // write writes whole frames.
 func (c *conn) write(b []byte) error {
 	if c.g.opts.Compress {
@@ -237,10 +226,7 @@ func (c *conn) writeCompressed(b []byte) error {
 			payload = message
 		}
 		if last {
-			ctx, cancel := context.WithTimeout(context.Background(), c.g.opts.Limits.Write)
-			err := c.ws.Write(ctx, websocket.MessageText, payload)
-			cancel()
-			if err != nil {
+			if err := c.ws.Write(context.Background(), websocket.MessageText, payload); err != nil { // netConn has the timeout
 				return err
 			}
 			message = nil

@@ -75,6 +75,7 @@ const (
 // Close codes. Those of 4000 and above are the protocol's own.
 const (
 	CloseNormal        = 1000
+	CloseNoStatus      = 1005 // for a close frame without a code; is never in one
 	CloseUnsupported   = 1003 // a binary message
 	CloseInvalidUTF8   = 1007
 	ClosePolicy        = 1008
