@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,11 +16,28 @@ import (
 // farewell is how long a Shutdown whose context is done still waits.
 const farewell = 100 * time.Millisecond
 
+// prompt is the window of a client that is told when its turn has come: the others' turns
+// spread them. hurry is the least for one that is told before, with many others.
+const (
+	prompt = 100 * time.Millisecond
+	hurry  = time.Second
+)
+
+// drainWindow returns over how long so many clients come back.
+func (g *Gateway) drainWindow(clients int) time.Duration {
+	if g.opts.Drain > 0 {
+		return g.opts.Drain
+	}
+	return min(max(time.Duration(clients)*time.Second/200, time.Second), 30*time.Second)
+}
+
 // Shutdown drains the gateway: new connections are refused with 503 and a Retry-After,
 // and the clients are told one after the other to go to another server, so that they
 // come back there spread over Options.Drain and not all at once. It needs most of that
-// time if ctx allows it. If ctx ends sooner, they are told all the sooner, and each to
-// wait a random part of the rest.
+// time if ctx allows it. If ctx has a deadline before, they are told all the sooner, and each
+// to wait a random part of the rest. If ctx is cancelled, those not yet told are told at
+// once, and each to wait a random part of what is left of the drain, or of a second if that
+// is more.
 //
 // It returns when all connections are closed and nothing of the gateway runs any more.
 // When ctx is done those that are left are cut, and context.Cause(ctx) is returned. It
@@ -29,35 +47,37 @@ const farewell = 100 * time.Millisecond
 // own Shutdown after it: that knows nothing of WebSockets. Then close the Hub.
 func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.mu.Lock()
-	if !g.draining {
-		g.draining = true
-		g.window = g.opts.Drain
-		if g.window == 0 {
-			g.window = min(max(time.Duration(len(g.conns))*time.Second/200, time.Second), 30*time.Second)
-		}
+	first := !g.draining
+	if first {
+		g.draining, g.drainSince = true, time.Now()
+		g.window = g.drainWindow(len(g.conns))
 		if len(g.conns) == 0 {
 			close(g.drained)
 		}
 	}
-	window := g.window
+	since, window := g.drainSince, g.window
 	g.mu.Unlock()
 	conns := g.list("", true)
+	if first {
+		g.log.Info("draining", "connections", len(conns), "window", window)
+	}
 
 	// Telling them takes most of the window, or of the time that there is.
 	over := window
 	if deadline, ok := ctx.Deadline(); ok {
 		over = max(0, min(window, time.Until(deadline)/5*4))
 	}
-	rest := max(window-over, 100*time.Millisecond)
 	start := time.Now()
 	for i, c := range conns {
 		due := start.Add(time.Duration(float64(over) * float64(i) / float64(len(conns))))
-		if wait := time.Until(due); wait > 0 {
-			backoff.Sleep(ctx, wait) // and if that is over, all the others now
+		rest := max(window-over, prompt)
+		if backoff.Sleep(ctx, time.Until(due)) != nil { // all the others now
+			rest = max(rest, window-time.Since(since), min(window, hurry))
 		}
 		c.dismiss(wire.CloseRestart, "drain", &wire.Frame{Type: wire.Goodbye, Reason: "drain", Window: rest.Milliseconds()})
 	}
 	var err error
+	cut := 0
 	select {
 	case <-g.drained:
 	case <-ctx.Done():
@@ -66,7 +86,9 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 		case <-time.After(farewell):
 			err = context.Cause(ctx)
 		}
-		for _, c := range g.list("", true) {
+		rest := g.list("", true)
+		cut = len(rest)
+		for _, c := range rest {
 			c.kill(err)
 		}
 		g.cancel() // whoever waits for Authorize
@@ -76,7 +98,40 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	g.pool.stop()
 	g.wg.Wait()
 	g.monitor.Close()
+	if first {
+		g.log.Info("drained", "took", time.Since(since).Round(time.Millisecond), "cut", cut)
+	}
 	return err
+}
+
+// Shed sends n connections away, chosen at random, or all if there are not so many. Their
+// clients come back at once, each to the server that the load balancer chooses now. They are
+// told one after the other, as in a Shutdown: over Options.Drain, or if that is zero, over a
+// second for each 200 of them, between 1 s and 30 s. Use it where one server has many more
+// connections than another, as after a rolling restart.
+//
+// It returns when all of them were told, and how many; or the cause of ctx and how many were
+// told by then. During a Shutdown it does nothing.
+func (g *Gateway) Shed(ctx context.Context, n int) (told int, err error) {
+	var conns []*conn
+	g.mu.Lock()
+	for c := range g.conns {
+		if c.known && !g.draining {
+			conns = append(conns, c)
+		}
+	}
+	g.mu.Unlock()
+	rand.Shuffle(len(conns), func(i, k int) { conns[i], conns[k] = conns[k], conns[i] })
+	conns = conns[:min(max(n, 0), len(conns))]
+	over := g.drainWindow(len(conns))
+	g.log.Info("shedding", "connections", len(conns), "window", over)
+	for i, c := range conns {
+		if err := backoff.Sleep(ctx, time.Duration(min(i, 1))*over/time.Duration(len(conns))); err != nil {
+			return i, err
+		}
+		c.dismiss(wire.CloseRestart, "rebalance", &wire.Frame{Type: wire.Goodbye, Reason: "rebalance", Window: prompt.Milliseconds()})
+	}
+	return len(conns), nil
 }
 
 // janitor ends connections whose grant has expired, and has subscriptions asked about

@@ -118,6 +118,154 @@ func TestShutdownKeepsToItsContext(t *testing.T) {
 	})
 }
 
+// A Shutdown that was cancelled told all who were left to come back within 100 ms.
+func TestACancelledShutdownSpreadsTheRest(t *testing.T) {
+	const drain, n = 20 * time.Second, 20
+	for after, want := range map[time.Duration]time.Duration{0: drain, 2100 * time.Millisecond: drain - 2100*time.Millisecond, 18900 * time.Millisecond: 1100 * time.Millisecond, 18990 * time.Millisecond: hurry + 10*time.Millisecond} {
+		for _, deadline := range []time.Duration{0, time.Minute} {
+			synctest.Test(t, func(t *testing.T) {
+				r := startWith(t, setup{Options: Options{Drain: drain}})
+				type told struct{ at, window time.Duration }
+				ch := make(chan told, n)
+				var begin time.Time
+				for range n {
+					s := r.welcome("")
+					go func() {
+						f, err := s.next()
+						if err != nil || f.Type != wire.Goodbye {
+							t.Errorf("%v, %v", f, err)
+							f = new(wire.Frame)
+						}
+						ch <- told{time.Since(begin), time.Duration(f.Window) * time.Millisecond}
+						s.end()
+						s.conn.Close()
+					}()
+				}
+				begin = time.Now()
+				ctx, cancel := context.WithCancel(context.Background())
+				if deadline > 0 {
+					ctx, cancel = context.WithTimeout(context.Background(), deadline)
+				}
+				if after == 0 {
+					cancel()
+				}
+				time.AfterFunc(after, cancel)
+				if err := r.gw.Shutdown(ctx); err != nil && err != context.Canceled {
+					t.Error(err)
+				}
+				for range n {
+					got := <-ch
+					switch early := got.at < after; {
+					case early && got.window != prompt:
+						t.Errorf("told in its turn, after %v, to come back within %v", got.at, got.window)
+					case !early && (got.window > want || got.window < want-10*time.Millisecond):
+						t.Errorf("told after %v of %v to come back within %v, want %v", after, drain, got.window, want)
+					}
+				}
+			})
+		}
+	}
+	synctest.Test(t, func(t *testing.T) { // at the last moment
+		r := startWith(t, setup{Options: Options{Drain: drain}})
+		var all []<-chan *closed
+		windows := make(chan int64, n)
+		for range n {
+			s := r.welcome("")
+			end := make(chan *closed, 1)
+			all = append(all, end)
+			go func() {
+				if f, err := s.next(); err == nil {
+					windows <- f.Window
+				}
+				end <- s.end()
+				s.conn.Close()
+			}()
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		time.AfterFunc(drain*(n-1)/n-time.Millisecond, cancel)
+		r.gw.Shutdown(ctx)
+		for _, end := range all {
+			<-end
+		}
+		var last int64
+		for range n {
+			last = max(last, <-windows)
+		}
+		if last < hurry.Milliseconds() {
+			t.Errorf("who was told last has %d ms", last)
+		}
+	})
+}
+
+// After a rolling restart one server has no clients, and others have too many: there was no way
+// to send some of them away but all.
+func TestShedSendsSomeAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{Options: Options{Drain: 10 * time.Second, Limits: Limits{PerUser: -1, Hello: time.Hour}}})
+		const n, away = 50, 20
+		type told struct {
+			f   *wire.Frame
+			at  time.Time
+			end *closed
+		}
+		ch := make(chan told, n)
+		for range n {
+			s := r.welcome("anna")
+			go func() {
+				f, _ := s.next()
+				at := time.Now()
+				end := s.end()
+				s.conn.Close()
+				ch <- told{f, at, end}
+			}()
+		}
+		r.socket() // has not said hello, and is left alone
+		begin := time.Now()
+		if got, err := r.gw.Shed(context.Background(), away); got != away || err != nil {
+			t.Errorf("%d, %v", got, err)
+		}
+		if d := time.Since(begin); d < 9*time.Second || d > 10*time.Second {
+			t.Errorf("took %v", d)
+		}
+		time.Sleep(time.Second)
+		var spread [10]int
+		for range away {
+			got := <-ch
+			if got.f == nil || got.f.Type != wire.Goodbye || got.f.Window != prompt.Milliseconds() || got.end.code != wire.CloseRestart {
+				t.Errorf("%+v", got)
+			}
+			spread[min(9, got.at.Sub(begin)/time.Second)]++
+		}
+		for second, n := range spread {
+			if n < 1 || n > 3 {
+				t.Errorf("%d were sent away in second %d", n, second)
+			}
+		}
+		if st := r.gw.Stats(); len(ch) > 0 || st.Connections != n-away+1 {
+			t.Errorf("%+v", st)
+		}
+		// Only as many as there is time for, and as there are.
+		why := errors.New("why")
+		ctx, cancel := context.WithTimeoutCause(context.Background(), 2*time.Second, why)
+		defer cancel()
+		if got, err := r.gw.Shed(ctx, 20); got < 4 || got > 5 || err != why {
+			t.Errorf("%d, %v", got, err)
+		}
+		if got, err := r.gw.Shed(context.Background(), -1); got != 0 || err != nil {
+			t.Errorf("%d, %v", got, err)
+		}
+		time.Sleep(2 * time.Second)
+		left := r.gw.Stats().Connections - 1 // but for who has not said hello
+		if got, err := r.gw.Shed(context.Background(), 1000); got != left || err != nil {
+			t.Errorf("%d of %d, %v", got, left, err)
+		}
+		r.gw.Shutdown(context.Background())
+		if got, err := r.gw.Shed(context.Background(), 10); got != 0 || err != nil {
+			t.Errorf("after Shutdown: %d, %v", got, err)
+		}
+	})
+}
+
 func TestShutdownCutsWhoStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startWith(t, setup{net: memnet.Settings{Buffer: 1400}, Options: Options{Drain: time.Second, Limits: Limits{Write: time.Minute}}})

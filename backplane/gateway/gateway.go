@@ -39,13 +39,14 @@ type Gateway struct {
 	count  counters
 	pacer  pacer
 
-	mu       sync.Mutex // guards all below; only locks of a conn may be taken under it
-	draining bool
-	drained  chan struct{} // closed when draining and no connection is left
-	window   time.Duration // over which clients are told to come back, while draining
-	conns    map[*conn]struct{}
-	users    map[string]int // connections of each
-	feeds    map[string]*feed
+	mu         sync.Mutex // guards all below; only locks of a conn may be taken under it
+	draining   bool
+	drained    chan struct{} // closed when draining and no connection is left
+	window     time.Duration // over which clients are told to come back, while draining
+	drainSince time.Time
+	conns      map[*conn]struct{}
+	users      map[string]int // connections of each
+	feeds      map[string]*feed
 }
 
 // New returns a gateway to hub, which remains the caller's to close, after the

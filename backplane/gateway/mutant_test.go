@@ -90,6 +90,8 @@ func TestBugsPlantedInWhatIsServedAreCaught(t *testing.T) {
 			Old: "if free <= p.want && ", New: "if free <= 1000*p.want && "},
 		mutant.Mutant{Why: "all are sent away at once", File: "drain.go",
 			Old: "float64(i) / float64(len(conns))", New: "float64(i*0) / float64(len(conns))"},
+		mutant.Mutant{Why: "a cancelled drain is a stampede", File: "drain.go",
+			Old: "max(rest, window-time.Since(since), min(window, hurry))", New: "rest"},
 		mutant.Mutant{Why: "Shutdown waits for Authorize", File: "drain.go",
 			Old: "		g.cancel() // whoever", New: "		// whoever"},
 		mutant.Mutant{Why: "a database that is away revokes", File: "drain.go",

@@ -21,10 +21,10 @@ type origin struct {
 // parseOrigin parses a pattern, or an Origin header (RFC 6454, section 7), which has
 // no stars.
 func parseOrigin(s string, pattern bool) (o origin, err error) {
-	switch l := strings.ToLower(s); {
-	case s == "null":
+	switch s {
+	case "null":
 		return origin{scheme: s}, nil
-	case l == "file://":
+	case "file://":
 		return origin{scheme: "file"}, nil
 	}
 	scheme, host, ok := strings.Cut(strings.ToLower(s), "://")

@@ -152,6 +152,29 @@ func TestSandbox(t *testing.T) {
 	}
 }
 
+// Pages of desktop shells are files. No setting let them in.
+func TestAPageThatIsAFile(t *testing.T) {
+	gw, err := New(newHub(t), &Options{Authorize: allowAll, Origins: []string{"file://"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gw.Shutdown(t.Context())
+	for origin, want := range map[string]bool{
+		"file://": true, "http://example.com": true,
+		"FILE://": false, "file:///": false, "file://example.com": false, "file:": false, "file": false, "null": false, "http://file": false, "https://": false, "": false,
+	} {
+		r := &http.Request{Host: "example.com", Header: http.Header{"Origin": {origin}}}
+		if got := gw.allowed(r); got != want {
+			t.Errorf("%q: %v", origin, got)
+		}
+	}
+	for _, pattern := range []string{"file:///", "FILE://", "file://*", "file://*.example.com/", "file:", "app://", "file:// "} {
+		if _, err := New(newHub(t), &Options{Authorize: allowAll, Origins: []string{pattern}}); err == nil {
+			t.Errorf("%q is taken for a pattern", pattern)
+		}
+	}
+}
+
 // FuzzOrigin checks what a pattern lets through.
 func FuzzOrigin(f *testing.F) {
 	for _, c := range [][2]string{
