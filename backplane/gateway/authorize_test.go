@@ -505,6 +505,36 @@ func TestPermissionIsAskedForAgain(t *testing.T) {
 	}
 }
 
+// Where there was no answer it is asked again in a minute, and not each second: that would be all
+// the more for a database that is away.
+func TestAQuestionWithoutAnAnswerIsNotAskedAgainAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := new(guard)
+		r := startWith(t, setup{Options: Options{Authorize: g.authorize, Recheck: 10 * time.Minute}})
+		s := r.welcome("anna")
+		s.ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed)
+		s.idle()
+		times := make(chan time.Time, 1000)
+		g.set(func(context.Context, Access) (Grant, error) {
+			times <- time.Now()
+			return Grant{}, errors.New("no database")
+		})
+		time.Sleep(14 * time.Minute)
+		var asked []time.Time
+		for range len(times) {
+			asked = append(asked, <-times)
+		}
+		if len(asked) < 4 || len(asked) > 14 {
+			t.Errorf("asked %d times in 14 minutes", len(asked))
+		}
+		for i := 1; i < len(asked); i++ {
+			if d := asked[i].Sub(asked[i-1]); d < time.Minute || d > 63*time.Second {
+				t.Errorf("asked again after %v", d)
+			}
+		}
+	})
+}
+
 func TestThoseSubscribedTogetherAreNotAskedAboutTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := new(guard)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +16,35 @@ import (
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 )
+
+// The next publish begins when the answer of the one before has its place among the frames: else
+// its own could come first.
+func TestAnAnswerHasItsPlaceBeforeTheNextPublishBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{})
+		s := r.welcome("")
+		// Whoever has something to send takes a scratch first. None is left, and the first one that
+		// is made, for the first answer, takes its time.
+		var made atomic.Int64
+		r.gw.scratch.New = func() any {
+			if made.Add(1) == 2 {
+				time.Sleep(time.Second)
+			}
+			return new(scratch)
+		}
+		for made.Load() == 0 {
+			r.gw.scratch.Get()
+		}
+		s.send(`{"t":"publish","id":"1","topic":"x","data":1}`)
+		time.Sleep(100 * time.Millisecond)
+		s.send(`{"t":"publish","id":"2","topic":"x","data":2}`)
+		for _, id := range []string{"1", "2"} {
+			if f := s.expect(wire.Ack); f.ID != id {
+				t.Errorf("the answer is %s, want that of %s", f.Append(nil), id)
+			}
+		}
+	})
+}
 
 func TestPublishesKeepTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -13,6 +13,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/heartbeat"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
@@ -76,6 +79,7 @@ func TestWhereASubscriptionBegins(t *testing.T) {
 			{why: "no positions", ask: `"from":[]`, base: p[10]},
 			{why: "several, all good", ask: list(p[9], p[7], p[8], p[7]), base: p[7], first: "8"},
 			{why: "one is trimmed", ask: list(p[9], p[2]), base: p[9], late: "trimmed 7", first: "10"},
+			{why: "one is trimmed, and of those that are not the first counts", ask: list(p[9], p[2], p[7], p[8]), base: p[7], late: "trimmed 5", first: "8"},
 			{why: "two are trimmed", ask: list(p[2], p[1], p[6]), base: p[6], late: "trimmed 5, trimmed 4", first: "7"},
 			{why: "one is of a fork", ask: list(forked, p[9]), base: p[9], late: "forked 0", first: "10"},
 			{why: "one is of another history", ask: list(other, p[9]), base: p[9], late: "epoch 0", first: "10"},
@@ -363,6 +367,40 @@ func TestOthersShareFramesAndGetWhatIsTheirs(t *testing.T) {
 		}
 		if st := r.gw.Stats(); st.Encoded != 20 || st.Messages != 200 {
 			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// Messages below a floor move the place on, also where nothing comes with them but ephemeral
+// messages: a client that is not told so sees a gap before the next entry.
+func TestAPlaceThatMovesOnBesideEphemeralMessagesIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startWith(t, setup{})
+		a := r.publish("x", "1")
+		r.welcome("").ask(`{"t":"subscribe","topic":"x"}`, wire.Subscribed)
+		synctest.Wait()
+		s := r.gw.list("", true)[0].subs[0]
+		b := r.publish("x", "2")
+		synctest.Wait()
+		s.at = a
+		batch := backplane.Batch{Batch: replay.Batch{To: b}, Ephemeral: [][]byte{[]byte("3")}}
+		out := s.frames(&batch, new(scratch))
+		var got []wire.Frame
+		for len(out) > 0 {
+			header, n := frameSize(out)
+			var f wire.Frame
+			if err := wire.Decode(out[header:header+n], &f); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, f)
+			out = out[header+n:]
+		}
+		want := []wire.Frame{
+			{Type: wire.Entries, Topic: "x", Prev: a, To: b},
+			{Type: wire.Ephemeral, Topic: "x", Payload: wire.Payload{Kind: wire.JSON, Data: []byte("3")}},
+		}
+		if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
+			t.Errorf("(-want +got):\n%s", d)
 		}
 	})
 }
