@@ -43,8 +43,8 @@ func (p *Peer) WrapWriter(w http.ResponseWriter) http.ResponseWriter {
 
 // WrapConn returns a connection to be used in place of c, seen by the peer as with
 // [Peer.WrapWriter]: for clients, in the DialContext function of an
-// [http.Transport], and for protocols without HTTP. Call it before [Peer.Watch],
-// for one connection.
+// [http.Transport], and for protocols without HTTP. Like those of any net.Conn,
+// concurrent writes do not mix. Call it before [Peer.Watch], for one connection.
 func (p *Peer) WrapConn(c net.Conn) net.Conn {
 	p.wrapped.Store(true)
 	return newConn(c, p)

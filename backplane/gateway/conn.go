@@ -285,7 +285,7 @@ func (c *conn) receive(buf *bytes.Buffer, late, option string, patience time.Dur
 		_, err = buf.ReadFrom(&c.limited)
 	}
 	switch {
-	case isTimeout(err):
+	case isTimeout(err) && !c.net.late.Load():
 		c.end(wire.CloseHelloTimeout, late+" ("+c.limit(option, patience)+")", nil)
 	case err == nil && buf.Len() > c.g.opts.Limits.Message:
 		c.end(wire.CloseTooBig, "the message is too long ("+c.limit("Message", c.g.opts.Limits.Message)+")", nil)

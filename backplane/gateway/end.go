@@ -73,12 +73,6 @@ func (c *conn) tooSlow() cause {
 	return cause{how: endSlow, code: wire.CloseSlow, reason: fmt.Sprintf("took nothing more for %v (gateway.Limits.Write)", c.g.opts.Limits.Write)}
 }
 
-func (c *conn) isWriting() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.writing
-}
-
 func (c *conn) verdict() (heartbeat.Verdict, bool) {
 	if c.peer == nil {
 		return heartbeat.Verdict{}, false
@@ -115,10 +109,10 @@ func (c *conn) finish(err error) {
 		e.how, e.code, e.reason = endLeft, int(frame.Code), frame.Reason
 	case errors.Is(err, errPanic):
 		e.how = endClosed
-	case errors.Is(err, context.DeadlineExceeded) && c.isWriting(): // the library's, for a pong that cannot be written
-		e = cause{how: endSlow, code: wire.CloseSlow, reason: "took no pong"}
-	case c.net != nil && c.net.late.Load(): // the library closes the connection before it returns that
+	case c.net != nil && c.net.late.Load(): // with a pong
 		e = c.tooSlow()
+	case errors.Is(err, context.DeadlineExceeded):
+		e = cause{how: endSlow, code: wire.CloseSlow, reason: "a ping could not be read and answered within 5s"} // the library's
 	case c.net != nil && c.net.goodbye() != 0: // the library's, which does not like what has come
 		e = cause{how: endClosed, code: c.net.goodbye(), reason: err.Error()}
 	}

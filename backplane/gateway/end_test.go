@@ -43,6 +43,18 @@ func TestTheFirstCauseOfAnEndCounts(t *testing.T) {
 	}{
 		"slow":             {Options{}, stall, ended{Slow: 1}, wire.CloseSlow, "slow: 4001 took nothing more for 10s (gateway.Limits.Write)"},
 		"slow, compressed": {Options{Compress: true}, stall, ended{Slow: 1}, wire.CloseSlow, "slow: 4001 took nothing more"},
+		"slow with a pong": {Options{Limits: Limits{Write: 2 * time.Second}}, func(_ *rig, s *socket) {
+			s.link.Stall(memnet.Down, true)
+			for range 200 {
+				s.write(masked(final|9, noise[:125]))
+			}
+		}, ended{Slow: 1}, wire.CloseSlow, "slow: 4001 took nothing more for 2s"},
+		"slow with a pong, for the library": {Options{}, func(_ *rig, s *socket) {
+			s.link.Stall(memnet.Down, true)
+			for range 200 {
+				s.write(masked(final|9, noise[:125]))
+			}
+		}, ended{Slow: 1}, wire.CloseSlow, "slow: 4001 a ping could not be read and answered within 5s"},
 		"slow, then dead": {Options{Heartbeat: heartbeat.Config{Interval: 20 * time.Second, Timeout: 5 * time.Second}}, func(r *rig, s *socket) {
 			s.silent = true
 			stall(r, s)
@@ -82,6 +94,7 @@ func TestTheFirstCauseOfAnEndCounts(t *testing.T) {
 				told := make(chan error, 2)
 				c.o.Trace = &Trace{Disconnected: func(_ Info, err error) { told <- err }}
 				c.o.Logger = log.logger()
+				c.o.Heartbeat.MaxPings = -1
 				r := startWith(t, setup{Options: c.o, net: memnet.Settings{Buffer: 16 << 10}})
 				var s *socket
 				if c.o.Compress {

@@ -28,7 +28,7 @@ type netConn struct {
 	rest   int // bytes still to come of a frame that the library writes in pieces, as it does with compressed ones. Guarded by turn
 
 	over bool        // nothing more can be read; the reader's
-	late atomic.Bool // a write has got nowhere in time, whoever was told
+	late atomic.Bool // a write has got nowhere in time, perhaps the library's
 
 	mu    sync.Mutex // guards later; nothing else is done under it
 	later []byte     // control frames that came while it was another's turn

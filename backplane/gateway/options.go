@@ -54,7 +54,8 @@ type Options struct {
 	// OnDead has to be nil: who was found dead, Trace.Disconnected tells.
 	Heartbeat heartbeat.Config
 
-	// Drain is over how long the clients of a server that shuts down come back. Zero
+	// Drain is over how long the clients of a server that shuts down, or that Shed
+	// sends away, come back. Zero
 	// means a second for each 200 connections, between 1 s and 30 s; negative is an
 	// error.
 	Drain time.Duration
@@ -72,8 +73,14 @@ type Options struct {
 	// Trace, if not nil, is told what happens.
 	Trace *Trace
 
-	// Logger gets what an operator wants to know: never messages, tokens or what
-	// clients say in their own words but quoted and cut. Nil means no log.
+	// Logger gets what an operator wants to know. Warn: handshakes that cannot be
+	// completed, Authorize or a publish that fails, no room. Info: refused pages, the
+	// first time that a limit holds up a connection, those dropped because they were
+	// slow or dead, a drain. Debug: each connection's begin and end. What clients can
+	// cause is written at most ten times at once and once a second for each message,
+	// but for Debug; "hidden" says how many were left out. There are never messages or
+	// tokens in it, and what clients say in their own words is quoted and cut. Nil
+	// means no log.
 	Logger *slog.Logger
 }
 
