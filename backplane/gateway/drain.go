@@ -121,6 +121,11 @@ func (g *Gateway) Shed(ctx context.Context, n int) (told int, err error) {
 		}
 	}
 	g.mu.Unlock()
+	conns = slices.DeleteFunc(conns, func(c *conn) bool { // some are on their way out already
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.closing != 0 || c.ended
+	})
 	rand.Shuffle(len(conns), func(i, k int) { conns[i], conns[k] = conns[k], conns[i] })
 	conns = conns[:min(max(n, 0), len(conns))]
 	over := g.drainWindow(len(conns))

@@ -259,6 +259,9 @@ func TestShedSendsSomeAway(t *testing.T) {
 		if got, err := r.gw.Shed(context.Background(), 1000); got != left || err != nil {
 			t.Errorf("%d of %d, %v", got, left, err)
 		}
+		if got, err := r.gw.Shed(context.Background(), 1000); got != 0 || err != nil { // they are just leaving
+			t.Errorf("%d again, %v", got, err)
+		}
 		r.gw.Shutdown(context.Background())
 		if got, err := r.gw.Shed(context.Background(), 10); got != 0 || err != nil {
 			t.Errorf("after Shutdown: %d, %v", got, err)

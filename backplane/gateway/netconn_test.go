@@ -527,7 +527,8 @@ func TestBehindAReverseProxy(t *testing.T) {
 }
 
 func TestOverHTTP2ItIsRefused(t *testing.T) {
-	r, srv := startHTTP(t, Options{}, func(s *httptest.Server) { s.EnableHTTP2 = true; s.StartTLS() })
+	log := new(journal)
+	r, srv := startHTTP(t, Options{Logger: log.logger()}, func(s *httptest.Server) { s.EnableHTTP2 = true; s.StartTLS() })
 	resp, err := srv.Client().Get(srv.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -536,6 +537,9 @@ func TestOverHTTP2ItIsRefused(t *testing.T) {
 	resp.Body.Close()
 	if resp.ProtoMajor != 2 || resp.StatusCode != 505 || !strings.Contains(string(b), "HTTP/1.1") {
 		t.Errorf("%s, %d, %q", resp.Proto, resp.StatusCode, b)
+	}
+	if got := log.String(); !strings.Contains(got, "level=INFO") || !strings.Contains(got, "HTTP/1.1 to this server") {
+		t.Errorf("in the log: %s", got)
 	}
 	if st := r.gw.Stats(); st.Refused != 1 {
 		t.Errorf("%+v", st)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	b64 "encoding/base64"
 	"math"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/holdfast-ws/holdfast/replay"
@@ -146,7 +147,7 @@ func (d *decoder) text(name []byte, max int) []byte {
 		s = s[1 : len(s)-1]
 	}
 	if max >= 0 && len(s) > max {
-		d.wrong(BadFrame, name, "is too long")
+		d.wrong(BadFrame, name, "has "+strconv.Itoa(len(s))+" bytes, more than "+strconv.Itoa(max))
 		return nil
 	}
 	return s
@@ -364,7 +365,7 @@ func (d *decoder) list(name []byte, max int, element func()) {
 	d.depth++
 	d.r.array(d.depth-1, func() {
 		if n++; n > max {
-			d.wrong(BadFrame, name, "has too many elements")
+			d.wrong(BadFrame, name, "has more than "+strconv.Itoa(max)+" elements")
 		}
 		if d.err != nil { // so that a bad frame cannot take much memory
 			d.r.value(d.depth)
