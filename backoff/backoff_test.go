@@ -96,7 +96,7 @@ func TestFieldsWithoutSenseHaveTheirDocumentedMeaning(t *testing.T) {
 		{"but not before", Policy{Factor: inf}, 0, 0, DefaultBase},
 		{"Factor 1.5", Policy{Base: time.Second, Factor: 1.5}, 2, 0, 2250 * time.Millisecond},
 		{"Factor 3", Policy{Base: time.Second, Factor: 3}, 2, 0, 9 * time.Second},
-		{"a Factor barely above 1 ends, and soon", Policy{Factor: 1 + 1e-15}, math.MaxInt, 0, DefaultCap},
+		{"a Factor barely above 1 ends, and soon", Policy{Factor: 1 + 1e-8}, math.MaxInt, 0, DefaultCap},
 		{"equal jitter", Policy{Fixed: .5}, 1, 500 * time.Millisecond, time.Second},
 		{"no jitter", Policy{Fixed: 1}, 1, time.Second, time.Second},
 		{"Fixed above 1 counts as 1", Policy{Fixed: 9}, 1, time.Second, time.Second},

@@ -44,12 +44,17 @@ type Loop struct {
 	// connection will do.
 	Stable time.Duration
 
-	failures int           // attempts and short connections since the last stable one
+	failures int           // failed attempts and short connections since the last stable one
+	goodbyes int           // hints since the last stable connection
 	since    time.Time     // of the last Up; zero when not connected
 	everUp   bool          // from the first Up on, First counts
 	hint     time.Duration // the server's window since the last Up; 0 = none
 	hinted   bool          // the next Down is to use hint itself
 }
+
+// keptHints is how many hints in a row count as they are. A client that has bad luck in a
+// rolling restart meets several nodes that are about to restart, one after the other.
+const keptHints = 4
 
 // Up says that a connection has been made, and usable: after the handshake, and
 // after the first message of the server where a protocol has one. Its duration
@@ -67,15 +72,12 @@ func (l *Loop) Up() {
 // When the answer to a failed attempt carried a Retry-After, wait for the longer
 // of Down and Policy.After(0, hint).
 func (l *Loop) Down() time.Duration {
-	stable := false
 	if !l.since.IsZero() {
-		if stable = time.Since(l.since) >= l.stable(); stable {
-			l.failures = 0
+		if time.Since(l.since) >= l.stable() {
+			l.failures, l.goodbyes = 0, 0
 		}
 		l.since = time.Time{}
 	}
-	n := l.failures
-	l.failures++
 	p := l.Policy
 	if l.everUp {
 		p.Base = max(p.base(), l.first())
@@ -83,27 +85,33 @@ func (l *Loop) Down() time.Duration {
 	if l.hinted {
 		l.hinted = false
 		window := l.hint
-		if !stable {
-			_, usual := p.window(n)
+		if l.goodbyes++; l.goodbyes > keptHints {
+			_, usual := p.window(l.goodbyes - keptHints - 1)
 			window = max(window, usual)
 		}
 		return p.drawOver(p.floor(), window)
 	}
-	p.Base = max(p.Base, l.hint)
+	p.Base = max(p.base(), l.hint)
+	n := l.failures
+	l.failures++
 	return p.Delay(n)
 }
 
 // Hint says that the server has asked its clients to come back spread over
 // window, as in the goodbye of a server that shuts down. Call it before the Down
 // for that connection: that Down, and only that, is then a delay between Floor
-// and Floor+window, drawn with full jitter in place of First. A server that knows
-// how many clients it has and how many its neighbours can take makes a better
-// choice than any client can. Should that attempt fail, the windows of those that
-// follow are not narrower, as far as Cap allows.
+// and Floor+window, drawn with full jitter in place of First, and does not count
+// as a failure. A server that knows how many clients it has and how many its
+// neighbours can take makes a better choice than any client can. Should that
+// attempt fail, the windows of those that follow are not narrower, as far as Cap
+// allows.
 //
-// A window narrower than the one that Down would use anyway counts only after a
-// stable connection: a server that accepts, says goodbye and closes cannot make
-// its clients dial it all the time.
+// The server's word counts, however short the connection was: in a rolling
+// restart a client may come to a server that is the next to restart. But a server
+// that accepts, says goodbye and closes cannot make its clients dial it all the
+// time: the fifth hint without a stable connection since the first, and all that
+// follow, widen windows and never narrow them, to those of a connection lost for the
+// first time, the second time, and so on.
 //
 // Zero or negative withdraws the hint. A window beyond [MaxHint], or beyond
 // Policy.Cap if that is longer, counts as that maximum.

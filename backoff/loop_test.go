@@ -152,16 +152,16 @@ func TestHintReplacesTheNextWindowOnly(t *testing.T) {
 		hint   time.Duration
 		want   string
 	}{
-		{"wider than First", Policy{}, 20 * time.Second, "[20s 30s 30s]"},
-		{"narrower than First", Policy{}, time.Second, "[1s 10s 20s]"},
-		{"between", Policy{}, 6 * time.Second, "[6s 12s 24s]"},
+		{"wider than First", Policy{}, 20 * time.Second, "[20s 20s 30s]"},
+		{"narrower than First", Policy{}, time.Second, "[1s 5s 10s]"},
+		{"between", Policy{}, 6 * time.Second, "[6s 6s 12s]"},
 		{"beyond Cap", Policy{}, time.Minute, "[1m0s 30s 30s]"},
 		{"ten years are an hour", Policy{}, 87600 * time.Hour, "[1h0m0s 30s 30s]"},
 		{"or Cap, if that is longer", Policy{Cap: 2 * time.Hour}, longest, "[2h0m0s 2h0m0s 2h0m0s]"},
 		{"zero is no hint", Policy{}, 0, "[5s 10s 20s]"},
 		{"negative is no hint", Policy{}, math.MinInt64, "[5s 10s 20s]"},
-		{"full jitter even where the policy has none", Policy{Fixed: 1}, 20 * time.Second, "[20s 30s 30s]"},
-		{"moved up by Floor", Policy{Floor: 3 * time.Second}, 20 * time.Second, "[23s 30s 30s]"},
+		{"full jitter even where the policy has none", Policy{Fixed: 1}, 20 * time.Second, "[20s 20s 30s]"},
+		{"moved up by Floor", Policy{Floor: 3 * time.Second}, 20 * time.Second, "[23s 23s 30s]"},
 		{"of which no more than Cap counts", Policy{Floor: time.Hour, Cap: time.Second}, 20 * time.Second, "[21s 1s 1s]"},
 		{"the sum saturates", Policy{Cap: longest, Floor: time.Second}, longest, fmt.Sprintf("[%v %v %v]", longest, longest, longest)},
 	}
@@ -199,9 +199,49 @@ func TestHintIsForgottenWhenNotUsedBeforeTheNextUp(t *testing.T) {
 func TestHintBeforeTheFirstUp(t *testing.T) {
 	l := Loop{Policy: Policy{Rand: highest}}
 	l.Hint(10 * time.Second)
-	if got, want := downs(&l, 2), "[10s 20s]"; got != want {
+	if got, want := downs(&l, 3), "[10s 10s 20s]"; got != want {
 		t.Errorf("delays %v, want %v", got, want)
 	}
+}
+
+// A short hint before the first connection took the place of the default Base: after one
+// of 10 ms the next attempt waited for 20 ms at most.
+func TestAHintBeforeTheFirstUpDoesNotNarrowWindows(t *testing.T) {
+	l := Loop{Policy: Policy{Rand: highest}}
+	l.Hint(10 * time.Millisecond)
+	if got, want := downs(&l, 3), "[10ms 500ms 1s]"; got != want {
+		t.Errorf("delays %v, want %v", got, want)
+	}
+}
+
+// In a rolling restart clients come to servers that say goodbye soon after. They came back
+// after 10 s and more instead of within the window, because the connection had been short.
+func TestAHintCountsAlsoAfterAShortConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := Loop{Policy: Policy{Rand: highest}}
+		goodbye := func() time.Duration {
+			l.Up()
+			time.Sleep(2 * time.Second)
+			l.Hint(time.Second)
+			return l.Down()
+		}
+		for i, want := range []time.Duration{1, 1, 1, 1, 5, 10, 20, 30, 30} {
+			if got := goodbye(); got != want*time.Second {
+				t.Errorf("goodbye %d: %v, want %vs", i+1, got, int64(want))
+			}
+		}
+		l.Up()
+		time.Sleep(DefaultStable)
+		l.Down()
+		if got := goodbye(); got != time.Second {
+			t.Errorf("after a stable connection: %v", got)
+		}
+		// Goodbyes are no failures.
+		l.Up()
+		if got, want := downs(&l, 2), "[10s 20s]"; got != want { // the stable connection's loss was one
+			t.Errorf("delays %v, want %v", got, want)
+		}
+	})
 }
 
 // A server that accepts, asks for a short window and closes, is still not dialled

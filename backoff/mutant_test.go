@@ -35,5 +35,9 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 			Old: "		l.hinted = false\n", New: ""},
 		mutant.Mutant{Why: "hint makes a hot loop", File: "loop.go",
 			Old: "window = max(window, usual)", New: "_ = usual"},
+		mutant.Mutant{Why: "goodbyes in a row are never forgotten", File: "loop.go",
+			Old: "l.failures, l.goodbyes = 0, 0", New: "l.failures = 0"},
+		mutant.Mutant{Why: "a hint before the first Up narrows", File: "loop.go",
+			Old: "p.Base = max(p.base(), l.hint)", New: "p.Base = max(p.Base, l.hint)"},
 	)
 }
