@@ -17,8 +17,9 @@ const (
 	// Refresh: connect again, after a delay, with new credentials. Once: if these are
 	// refused as well (before the session is stable or, of a gateway, before its welcome), or
 	// if there is no [Options.Prepare] that could get them, it is the same as Final, for all
-	// servers. After a session that was stable the delay is
-	// short: the first one of Options.Backoff, without First.
+	// servers. After a session the first attempt with new credentials is made at once, within
+	// 100 ms, unless the session was neither stable nor, of a gateway, the first since the last
+	// refusal.
 	Refresh
 	// Final: end the loop; the error is the last one. But if it is the answer of one of
 	// several servers (a [*DialError] with a Status), that one is left out until there has

@@ -241,14 +241,12 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 		r.failures = 0
 	}
 	wait := r.down(s.hint)
-	if verdict == Refresh && stable && s.hint == 0 {
-		// The server lives, and no other is about to be fallen upon by all its clients, which
-		// is what First is for.
-		wait = r.Backoff.Delay(0)
-	}
 	at := now.Add(wait)
 	r.newRound(e)
-	if err == errNudged {
+	// After 4401 the server lives, and no other is about to be fallen upon by all its
+	// clients, which is what First is for; and a user waits who has to log in again.
+	soon := verdict == Refresh && s.hint <= 0 && (stable || taken && !s.refresh)
+	if err == errNudged || soon {
 		at = r.sooner(now, nudgeSpread)
 		r.forward = at
 	}
@@ -281,9 +279,12 @@ func (r *redial) up() {
 }
 
 // down tells the pace that there is none any more, and returns how long to wait. The
-// hint is what the server has asked for, 0 if nothing.
+// hint is what the server has asked for, 0 if nothing: then an earlier one goes on to
+// count, until there is a session.
 func (r *redial) down(hint time.Duration) time.Duration {
-	r.pace.Hint(hint)
+	if hint > 0 {
+		r.pace.Hint(hint)
+	}
 	p := r.Backoff
 	if r.everUp {
 		base := p.Base
@@ -293,7 +294,9 @@ func (r *redial) down(hint time.Duration) time.Duration {
 		p.Base = max(base, r.first())
 	}
 	_, r.window = p.Window(r.failures)
-	r.failures++
+	if hint <= 0 { // a goodbye is no failure
+		r.failures++
+	}
 	return r.pace.Down()
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/heartbeat"
@@ -659,6 +660,114 @@ func TestAfterATokenHasExpiredTheClientIsSoonBack(t *testing.T) {
 			if soon := away < backoff.DefaultBase+100*time.Millisecond; soon != (i < 2) {
 				t.Errorf("away for %v after session %d", away, i+1)
 			}
+		}
+	})
+}
+
+// The window that a server had asked for was forgotten after one failed dial: after a hint
+// of 25 s the waits were 25 s, 10 s and 20 s.
+func TestTheWindowOfAServerIsKeptAfterAFailedDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(n int, w http.ResponseWriter, req *http.Request) {
+			if n == 1 {
+				hold(time.Second)(n, w, req)
+				return
+			}
+			answer(500)(n, w, req)
+		})
+		o := r.options()
+		o.Backoff.Rand = longest
+		var waits []time.Duration
+		o.Trace = &Trace{Down: func(_ *Session, _ error, wait time.Duration) { waits = append(waits, wait) }}
+		for s, err := range Sessions(t.Context(), "ws://server.test", o) {
+			var failed *DialError
+			switch {
+			case s != nil:
+				s.Hint(25 * time.Second)
+				read(s)
+				continue
+			case errors.As(err, &failed):
+				waits = append(waits, failed.Wait)
+			}
+			if len(waits) == 4 {
+				break
+			}
+		}
+		s := time.Second
+		if diff := cmp.Diff([]time.Duration{25 * s, 25 * s, 30 * s, 30 * s}, waits); diff != "" {
+			t.Errorf("waits (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Whoever was logged out soon after connecting waited as long as after a lost connection,
+// and the page showed for seconds what it should not.
+func TestTheFirstAttemptAfterALogoutIsImmediate(t *testing.T) {
+	for _, lasted := range []time.Duration{time.Second, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, func(n int, w http.ResponseWriter, req *http.Request) {
+				accept(func(ctx context.Context, c *websocket.Conn) {
+					c.CloseRead(ctx)
+					if n > 1 {
+						c.Close(4403, "enough")
+						return
+					}
+					c.Write(ctx, websocket.MessageText, []byte("welcome"))
+					backoff.Sleep(ctx, lasted)
+					c.Close(4401, "logged out")
+				})(n, w, req)
+			})
+			o := r.options()
+			o.Backoff.Rand = longest
+			o.Prepare = func(_ context.Context, d *Dial) error { return nil }
+			l, err := newSessions("ws://server.test", o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.needReady = true
+			var away time.Duration
+			l.Trace = &Trace{Down: func(_ *Session, err error, wait time.Duration) { away = max(away, wait) }}
+			for s := range l.all(t.Context()) {
+				if s != nil && s.Number == 1 {
+					s.Read(s.Context())
+					s.Ready()
+				}
+				if s != nil {
+					read(s)
+				}
+			}
+			if away > nudgeSpread || len(r.requests()) != 2 {
+				t.Errorf("after a connection of %v: the next attempt after %v; %d requests", lasted, away, len(r.requests()))
+			}
+		})
+	}
+}
+
+func TestALogoutAfterEachLoginIsNoHotLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, accept(func(ctx context.Context, c *websocket.Conn) {
+			c.CloseRead(ctx)
+			c.Write(ctx, websocket.MessageText, []byte("welcome"))
+			c.Close(4401, "logged out")
+		}))
+		o := r.options()
+		o.Prepare = func(_ context.Context, d *Dial) error { return nil }
+		l, err := newSessions("ws://server.test", o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.needReady = true
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		for s := range l.all(ctx) {
+			if s != nil {
+				s.Read(s.Context())
+				s.Ready()
+				read(s)
+			}
+		}
+		if n := len(r.requests()); n > 80 {
+			t.Errorf("%d requests in 10 minutes", n)
 		}
 	})
 }

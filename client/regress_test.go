@@ -4,14 +4,18 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/coder/websocket"
 
+	"github.com/holdfast-ws/holdfast/backplane/gateway"
 	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 	"github.com/holdfast-ws/holdfast/replay"
@@ -197,6 +201,66 @@ func TestLoggedOutTwiceAndWelcomedInBetween(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if state := c.State(); state != client.Ready || g.connections() != 6 {
 			t.Errorf("%v, %d connections", state, g.connections())
+		}
+	})
+}
+
+// In a rolling restart most clients come to a node that restarts next. Because their
+// connection had been short they did not keep to the window of its goodbye: of 200 clients
+// the last was back after 7 s where the window was 1 s.
+func TestARollingRestartIsOverWithinTheWindows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const clients, window = 200, time.Second
+		o := gateway.Options{Drain: window, Authorize: func(context.Context, gateway.Access) (gateway.Grant, error) {
+			return gateway.Grant{}, nil // a connection of its own for everybody
+		}}
+		s := newSite(t, o, nil, nil, "a0", "b0", "a1", "b1")
+		lives := map[string]*atomic.Int32{"a:80": {}, "b:80": {}}
+		dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+			return s.DialContext(ctx, network, fmt.Sprint(address[:1], lives[address].Load()))
+		}
+		var all []*client.Client
+		for i := range clients {
+			all = append(all, s.client([]string{"a b", "b a"}[i%2], func(o *client.Options) {
+				o.HTTPClient = &http.Client{Transport: &http.Transport{DialContext: dial}}
+			}))
+		}
+		for _, c := range all {
+			wait(t, c, client.Ready)
+		}
+		time.Sleep(2 * time.Second) // none of them is stable
+		restart := func(host string) {
+			old := s.nodes[host+"0"]
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			if err := old.gw.Shutdown(ctx); err != nil {
+				t.Error(err)
+			}
+			old.network.Close()
+			time.Sleep(50 * time.Millisecond)
+			lives[host+":80"].Store(1)
+		}
+		began := time.Now()
+		var restarts sync.WaitGroup
+		restarts.Go(func() { restart("a") })
+		time.Sleep(window / 2)
+		restarts.Go(func() { restart("b") })
+		restarts.Wait()
+		for time.Since(began) < window/2+window+100*time.Millisecond {
+			time.Sleep(10 * time.Millisecond)
+		}
+		away, goodbyes := 0, uint64(0)
+		for _, c := range all {
+			if c.State() != client.Ready {
+				away++
+			}
+			goodbyes += c.Stats().Sessions - 1
+		}
+		if away > 0 {
+			t.Errorf("%d of %d clients are not back when both windows are over", away, clients)
+		}
+		if goodbyes <= clients {
+			t.Errorf("%d goodbyes for %d clients: none was sent away twice", goodbyes, clients)
 		}
 	})
 }

@@ -206,8 +206,8 @@ func (s *Session) Ready() {
 }
 
 // Hint says that the server has asked its clients to come back spread over window, for
-// example in a goodbye before a restart; see [backoff.Loop.Hint]. Zero or negative
-// withdraws that.
+// example in a goodbye before a restart; see [backoff.Loop.Hint]. It counts also when the
+// session was short. Zero or negative withdraws it.
 func (s *Session) Hint(window time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
