@@ -132,7 +132,11 @@ const (
 	Committed
 	// Duplicate: a message with that ID was stored before, and this one is not.
 	Duplicate
-	// Queued: the server keeps the message until it can be stored. No more is heard of it.
+	// Queued: the server cannot store the message now. It keeps it in its memory and goes on
+	// trying for as long as it is configured to (backplane.Outbox.Age, a minute by default).
+	// After that, or if the server ends before, the message is lost, and the client does not
+	// hear of it. To be sure, publish it again with the same ID until it is Committed or
+	// Duplicate.
 	Queued
 )
 
@@ -445,14 +449,7 @@ func (c *Client) armAge() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.ageArmed = false
-		for c.n > 0 {
-			p := c.oldest()
-			if time.Since(p.at) < c.opts.Age {
-				break
-			}
-			if p.progress == Waiting {
-				c.takeOut(p)
-			} // what is sent counts for the server until it has answered
+		for _, p := range c.expired() {
 			c.finish(p, Receipt{}, ErrExpired)
 		}
 		c.wakeWriter()
@@ -465,11 +462,33 @@ func open(p *Pending) bool { return p.progress < Answered }
 
 // oldest returns the open message that was queued first. The lock is held, and there is one.
 func (c *Client) oldest() *Pending {
-	i := slices.IndexFunc(c.sent, open)
-	if i < 0 || len(c.waiting) > 0 && c.waiting[0].seq < c.sent[i].seq {
-		return c.waiting[0]
+	var first *Pending
+	if len(c.waiting) > 0 {
+		first = c.waiting[0]
 	}
-	return c.sent[i]
+	for _, p := range c.sent { // not in order: some may have been sent again
+		if open(p) && (first == nil || p.seq < first.seq) {
+			first = p
+		}
+	}
+	return first
+}
+
+// expired returns the open messages whose time is up, in the order in which they were queued.
+// Those that wait are taken out. What is sent counts for the server until it has answered.
+// The lock is held.
+func (c *Client) expired() (list []*Pending) {
+	for len(c.waiting) > 0 && time.Since(c.waiting[0].at) >= c.opts.Age {
+		list = append(list, c.waiting[0])
+		c.waiting = remove(c.waiting, 0)
+	}
+	for _, p := range c.sent {
+		if open(p) && time.Since(p.at) >= c.opts.Age {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, bySeq)
+	return list
 }
 
 // A delay keeps back the messages to a topic in which the server cannot store now: until a
@@ -496,13 +515,10 @@ func (c *Client) again(ps ...*Pending) {
 		p.progress = Waiting
 	}
 	c.waiting = append(c.waiting, ps...)
-	slices.SortFunc(c.waiting, func(a, b *Pending) int {
-		if a.seq < b.seq {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(c.waiting, bySeq)
 }
+
+func bySeq(a, b *Pending) int { return cmp.Compare(a.seq, b.seq) }
 
 // nextPublish returns the next message to be written, or nil and when to look again, which
 // is zero if something else has to happen first. The lock is held.

@@ -898,3 +898,35 @@ func TestEphemeralMessagesOfManyBytes(t *testing.T) {
 		}
 	})
 }
+
+// A message that was refused for the moment is sent again, behind younger ones. Only the
+// first of what was sent was looked at, and the message expired with that, long after its
+// time.
+func TestAMessageThatIsSentAgainExpiresInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const age = 6 * time.Second
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			f := p.expect(wire.Publish)
+			p.send(wire.Frame{Type: wire.Nack, ID: f.ID, Outcome: wire.NotStored, Code: wire.Unavailable, Retry: 4500})
+			p.drain()
+		})
+		c := g.client(func(o *client.Options) { o.Age = age })
+		wait(t, c, client.Ready)
+		began := time.Now()
+		first := send(t, c, "a", "1")
+		time.Sleep(4 * time.Second)
+		second := send(t, c, "b", "2")
+		<-first.Done()
+		if d := time.Since(began); d != age {
+			t.Errorf("the first expires after %v, want %v", d, age)
+		}
+		<-second.Done()
+		if d := time.Since(began); d != 4*time.Second+age {
+			t.Errorf("the second expires after %v, want %v", d, 4*time.Second+age)
+		}
+		if got := outcome(first); got != "unknown: client: no answer in time" {
+			t.Error(got)
+		}
+	})
+}
