@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 )
@@ -907,25 +909,28 @@ func TestAMessageThatIsSentAgainExpiresInTime(t *testing.T) {
 		const age = 6 * time.Second
 		g := newFake(t, func(p *peer) {
 			p.welcome()
+			p.expect(wire.Publish) // and is not answered
 			f := p.expect(wire.Publish)
-			p.send(wire.Frame{Type: wire.Nack, ID: f.ID, Outcome: wire.NotStored, Code: wire.Unavailable, Retry: 4500})
+			p.send(wire.Frame{Type: wire.Nack, ID: f.ID, Outcome: wire.NotStored, Code: wire.Unavailable, Retry: 4000})
 			p.drain()
 		})
 		c := g.client(func(o *client.Options) { o.Age = age })
 		wait(t, c, client.Ready)
 		began := time.Now()
-		first := send(t, c, "a", "1")
-		time.Sleep(4 * time.Second)
-		second := send(t, c, "b", "2")
-		<-first.Done()
-		if d := time.Since(began); d != age {
-			t.Errorf("the first expires after %v, want %v", d, age)
+		var all []*client.Pending
+		for i, after := range []time.Duration{0, time.Second, 3 * time.Second} { // since the one before
+			time.Sleep(after)
+			all = append(all, send(t, c, fmt.Sprint("topic ", i), "1"))
 		}
-		<-second.Done()
-		if d := time.Since(began); d != 4*time.Second+age {
-			t.Errorf("the second expires after %v, want %v", d, 4*time.Second+age)
+		var got []time.Duration
+		for _, p := range all {
+			<-p.Done()
+			got = append(got, time.Since(began))
 		}
-		if got := outcome(first); got != "unknown: client: no answer in time" {
+		if diff := cmp.Diff([]time.Duration{age, time.Second + age, 4*time.Second + age}, got); diff != "" {
+			t.Errorf("they expire after (-want +got):\n%s", diff)
+		}
+		if got := outcome(all[1]); got != "unknown: client: no answer in time" {
 			t.Error(got)
 		}
 	})
