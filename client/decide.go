@@ -67,6 +67,8 @@ const (
 //	404, 410, 421                 Final; Retry if there was a session before: so proxies
 //	                              answer while a server is not registered with them
 //	408, 425, 429                 Retry; with 429 after Retry-After
+//	426                           Retry: somebody in between; Final if it speaks of WebSocket:
+//	                              then a proxy in between does not pass on Upgrade
 //	other 4xx                     Final
 //	5xx and others                Retry; with 503 after Retry-After
 //
@@ -91,6 +93,9 @@ func Decide(err error) Verdict {
 	}
 	var dial *DialError
 	if errors.As(err, &dial) {
+		if dial.Status == http.StatusUpgradeRequired && !dial.stripped {
+			return Retry
+		}
 		return decideStatus(dial.Status, dial.everUp)
 	}
 	if errors.Is(err, websocket.ErrMessageTooBig) {

@@ -68,7 +68,7 @@ func TestDecide(t *testing.T) {
 		switch {
 		case status == 401 || status == 403:
 			want = Refresh
-		case status == 408 || status == 425 || status == 429:
+		case status == 408 || status == 425 || status == 426 || status == 429:
 		case status >= 300 && status < 500:
 			want = Final
 		}
@@ -112,8 +112,8 @@ func TestTheTableInTheDocumentationIsTrue(t *testing.T) {
 			}
 		}
 	}
-	if rows != 8 {
-		t.Errorf("%d rows have numbers, want 8", rows)
+	if rows != 9 {
+		t.Errorf("%d rows have numbers, want 9", rows)
 	}
 }
 
@@ -133,7 +133,8 @@ func TestVerdictsThroughTheLoop(t *testing.T) {
 		{"404", refuse(404), true},
 		{"408", refuse(408), false},
 		{"425", refuse(425), false},
-		{"426", refuse(426), true},
+		{"426 of a proxy", refuse(426), false},
+		{"426 of a server", answer(426, "Upgrade", "websocket"), true},
 		{"429", refuse(429), false},
 		{"500", refuse(500), false},
 		{"502", refuse(502), false},

@@ -125,6 +125,7 @@ func (r *redial) dial(ctx context.Context, e *endpoint) (*Session, error) {
 		failed := newDialError(d, false, err)
 		failed.Status = h.status
 		failed.answer = said(resp, d.secrets())
+		failed.stripped = h.status == http.StatusUpgradeRequired && aboutWebSockets(h.header, failed.answer)
 		if h.status == http.StatusTooManyRequests || h.status == http.StatusServiceUnavailable {
 			now := time.Now()
 			if date, err := http.ParseTime(h.header.Get("Date")); err == nil {
@@ -161,6 +162,13 @@ func said(resp *http.Response, secrets []string) string {
 	}
 	b, _ := io.ReadAll(resp.Body) // at most 1024 bytes, which websocket.Dial has read already
 	return printable(hide(strings.Join(strings.Fields(string(b)), " "), secrets), maxText)
+}
+
+// aboutWebSockets reports whether an answer with status 426 is one of a WebSocket server: a
+// gateway says so in the text, others in headers. Proxies take Upgrade out of answers, too.
+func aboutWebSockets(h http.Header, answer string) bool {
+	return strings.Contains(strings.ToLower(answer+" "+strings.Join(h.Values("Upgrade"), " ")), "websocket") ||
+		h.Get("Sec-WebSocket-Version") != ""
 }
 
 // secrets returns what of a dial must not be found in texts.
@@ -206,7 +214,11 @@ type handshake struct {
 
 func (h *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
 	h.status, h.header = 0, nil
-	resp, err := h.transport().RoundTrip(req)
+	transport, err := h.transport(req)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
@@ -226,14 +238,17 @@ func (h *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// transport returns one for this dial alone, if that can be done.
-func (h *handshake) transport() http.RoundTripper {
+// transport returns one for this request alone, if that can be done.
+func (h *handshake) transport(req *http.Request) (http.RoundTripper, error) {
 	pattern, ok := h.base.(*http.Transport)
 	if !ok {
-		return h.base
+		return h.base, nil
 	}
 	t := pattern.Clone()
 	t.DisableKeepAlives = true
+	if err := viaTunnel(t, req); err != nil {
+		return nil, err
+	}
 	dial := t.DialContext
 	//lint:ignore SA1019 it is deprecated, and may be set
 	if dial == nil && t.Dial == nil {
@@ -245,7 +260,7 @@ func (h *handshake) transport() http.RoundTripper {
 	if t.DialTLSContext != nil {
 		t.DialTLSContext = h.own(t.DialTLSContext)
 	}
-	return t
+	return t, nil
 }
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)

@@ -811,3 +811,34 @@ func TestWhatARefusalSays(t *testing.T) {
 		})
 	}
 }
+
+// A proxy that did not pass on Upgrade was not named, and what a proxy had said of its own was
+// taken for the server's.
+func TestA426SaysWhoseItIs(t *testing.T) {
+	for _, tt := range []struct {
+		reason, body string
+		header       []string
+		final        bool
+		want         string
+	}{
+		{"a gateway behind a proxy that takes Upgrade out of both", "This is for WebSockets.", nil, true,
+			"the server answered 426 Upgrade Required: This is for WebSockets. (a proxy in between does not pass on the header Upgrade)"},
+		{"another server", "", []string{"Sec-WebSocket-Version", "13"}, true,
+			"the server answered 426 Upgrade Required (a proxy in between does not pass on the header Upgrade)"},
+		{"a proxy that wants HTTP/2", "use HTTP/2", []string{"Upgrade", "h2c"}, false,
+			"the server answered 426 Upgrade Required: use HTTP/2 (that is no WebSocket server but somebody in between)"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, func(n int, w http.ResponseWriter, req *http.Request) {
+				w.Header().Set("Content-Type", "text/plain")
+				answer(426, tt.header...)(n, w, req)
+				io.WriteString(w, tt.body)
+			})
+			_, err := first(t.Context(), "ws://server.test", r.options())
+			var failed *DialError
+			if !errors.As(err, &failed) || failed.Final != tt.final || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s: %v", tt.reason, err)
+			}
+		})
+	}
+}

@@ -45,6 +45,7 @@ type DialError struct {
 	answer     string        // the beginning of what the server said, fit for a line
 	retryAfter time.Duration // what the server asked for; 0 = nothing
 	everUp     bool          // there was a session before
+	stripped   bool          // a WebSocket server has said that the request came there without Upgrade
 	refreshed  bool          // the attempt had credentials made with Dial.Refresh
 	ours       bool          // it failed before the server was asked
 }
@@ -67,6 +68,12 @@ func (e *DialError) reason() string {
 		text := strings.TrimSpace("the server answered " + strconv.Itoa(e.Status) + " " + http.StatusText(e.Status))
 		if e.answer != "" {
 			text += ": " + e.answer
+		}
+		switch {
+		case e.stripped:
+			text += " (a proxy in between does not pass on the header Upgrade)"
+		case e.Status == http.StatusUpgradeRequired:
+			text += " (that is no WebSocket server but somebody in between)"
 		}
 		return text
 	case e.text != "":

@@ -46,8 +46,9 @@ type Options struct {
 
 	// HTTPClient makes the handshake: for TLS settings, a proxy, cookies. Nil means one with
 	// the proxy of the environment. If its Transport is nil or an *http.Transport, a copy is
-	// used for each dial, which keeps no connections. With any other the promise that
-	// nothing is left behind is that Transport's to keep.
+	// used for each dial, which keeps no connections, and HTTP proxies are asked for a tunnel
+	// (CONNECT) also without TLS, as RFC 6455 wants it. With any other Transport both, and the
+	// promise that nothing is left behind, are that Transport's to keep.
 	HTTPClient *http.Client
 
 	// Backoff, First and Stable are those of [backoff.Loop], and pace the dials.
