@@ -230,9 +230,10 @@ func (h *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
 			defer h.jobs.Done()
 			body.Close()
 		})
-		if h.peer != nil {
-			// Here and not around the net.Conn, so that it goes with any transport.
-			resp.Body = h.peer.WrapConn(&stream{ReadWriteCloser: body})
+		// Here and not around the net.Conn, so that it goes with any transport.
+		conn := &stream{ReadWriteCloser: body}
+		if resp.Body = conn; h.peer != nil {
+			resp.Body = h.peer.WrapConn(conn)
 		}
 	}
 	return resp, nil
@@ -350,6 +351,16 @@ type stream struct {
 	io.ReadWriteCloser
 }
 
-func (s *stream) Read(b []byte) (int, error)  { return s.ReadWriteCloser.Read(b) }
+// Read has io.ErrUnexpectedEOF for the end. A WebSocket ends with a close frame; and
+// coder/websocket takes an io.EOF where a payload should begin, or the next frame of a
+// message, for the end of the message, and returns what has come so far as a whole one.
+func (s *stream) Read(b []byte) (int, error) {
+	n, err := s.ReadWriteCloser.Read(b)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
 func (s *stream) Write(b []byte) (int, error) { return s.ReadWriteCloser.Write(b) }
 func (s *stream) Close() error                { return s.ReadWriteCloser.Close() }

@@ -842,3 +842,45 @@ func TestA426SaysWhoseItIs(t *testing.T) {
 		})
 	}
 }
+
+// A connection that ended between two parts of a message, where the WebSocket library begins
+// to read anew, made a whole message of what had come.
+func TestAnEndInTheMiddleOfAMessageIsAnEnd(t *testing.T) {
+	for _, interval := range []time.Duration{0, -1} { // with and without heartbeat
+		for _, after := range []int{0, 1, 2, 4, 4 + 1, 4 + 512, 4 + 4096, 4 + 4999} {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, accept(func(ctx context.Context, c *websocket.Conn) {
+					c.Read(ctx)
+					c.Write(ctx, websocket.MessageText, bytes.Repeat([]byte("x"), 5000)) // with a header of 4 bytes
+				}))
+				o := r.options()
+				o.Heartbeat.Interval = interval
+				for s := range Sessions(t.Context(), "ws://server.test", o) {
+					r.network.Links()[0].EndAfter(memnet.Down, after)
+					s.Write(s.Context(), websocket.MessageText, []byte("go on"))
+					if _, data, err := s.Read(s.Context()); !errors.Is(err, io.ErrUnexpectedEOF) || websocket.CloseStatus(err) != -1 {
+						t.Errorf("cut after %d bytes: a message of %d bytes, %v", after, len(data), err)
+					}
+					break
+				}
+			})
+		}
+	}
+	// Nor is it one between two fragments.
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, accept(func(ctx context.Context, c *websocket.Conn) {
+			c.Read(ctx)
+			w, err := c.Writer(ctx, websocket.MessageText)
+			if err == nil {
+				w.Write(bytes.Repeat([]byte("x"), 10_000)) // more than its buffer
+			}
+		}))
+		for s := range Sessions(t.Context(), "ws://server.test", r.options()) {
+			s.Write(s.Context(), websocket.MessageText, []byte("go on"))
+			if _, data, err := s.Read(s.Context()); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("one fragment: a message of %d bytes, %v", len(data), err)
+			}
+			break
+		}
+	})
+}

@@ -44,6 +44,8 @@ func TestPlantedBugsOfSessionsAreCaught(t *testing.T) {
 			Old: "if proxy == nil || req.URL.Scheme", New: "if true || req.URL.Scheme"},
 		mutant.Mutant{Why: "a proxy that does not answer is waited for", File: "proxy.go",
 			Old: "func() { conn.Close() })", New: "func() {})"},
+		mutant.Mutant{Why: "an end in the middle of a message makes it whole", File: "dial.go",
+			Old: "		err = io.ErrUnexpectedEOF\n", New: "		err = io.EOF\n"},
 		mutant.Mutant{Why: "a bad answer is read for three seconds", File: "dial.go",
 			Old: "			body.Close()\n		})", New: "		})"},
 		mutant.Mutant{Why: "a panic leaves the connection open", File: "redial.go",

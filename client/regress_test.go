@@ -2,7 +2,9 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
 	"github.com/holdfast-ws/holdfast/client"
+	"github.com/holdfast-ws/holdfast/internal/memnet"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 	"github.com/holdfast-ws/holdfast/replay"
 )
@@ -263,4 +266,38 @@ func TestARollingRestartIsOverWithinTheWindows(t *testing.T) {
 			t.Errorf("%d goodbyes for %d clients: none was sent away twice", goodbyes, clients)
 		}
 	})
+}
+
+// A frame that was cut between its header and its payload counted as garbage.
+func TestAFrameThatIsCutIsNoGarbage(t *testing.T) {
+	for cut := range 5 {
+		synctest.Test(t, func(t *testing.T) {
+			g := newFake(t, func(p *peer) {
+				p.welcome()
+				if p.n == 1 {
+					p.expect(wire.Publish)
+					p.g.network.Links()[0].EndAfter(memnet.Down, cut)
+					p.send(wire.Frame{Type: wire.Beat})
+				}
+				p.drain()
+			})
+			var lost error
+			c := g.client(func(o *client.Options) {
+				o.Trace = &client.Trace{Down: func(_ *client.Session, err error, _ time.Duration) {
+					if lost == nil {
+						lost = err
+					}
+				}}
+			})
+			send(t, c, "a", "1")
+			time.Sleep(time.Minute)
+			if st := c.Stats(); st.Garbage != 0 || st.Sessions != 2 {
+				t.Errorf("cut after %d bytes: %+v", cut, st)
+			}
+			c.Close(t.Context())
+			if !errors.Is(lost, io.ErrUnexpectedEOF) {
+				t.Errorf("cut after %d bytes: %v", cut, lost)
+			}
+		})
+	}
 }

@@ -161,7 +161,9 @@ func checkURL(field, text string) error {
 // body has to read from it all the time, or pings, pongs and close frames are not seen, and
 // the heartbeat ends the session. A context that ends during Read or Write closes the
 // connection, and one that has ended before Write does so sometimes. Close takes five
-// seconds when the server does not answer: it is enough to return to the loop.
+// seconds when the server does not answer: it is enough to return to the loop. A connection
+// that ends without a close frame is io.ErrUnexpectedEOF, or an error of the network, wherever
+// in a message that is.
 type Session struct {
 	*websocket.Conn
 	URL     string      // scheme, host and path; what follows may be a secret

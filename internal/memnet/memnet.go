@@ -225,7 +225,13 @@ func (l *Link) Reset() { l.each(Both, func(h *half) { h.err = syscall.ECONNRESET
 // connection: the reader gets those n bytes and then ECONNRESET, and the writer
 // ECONNRESET from its next write on. Once one of them knows, so does the other.
 func (l *Link) CutAfter(d Direction, n int) {
-	l.each(d, func(h *half) { h.cut, h.left = true, n })
+	l.each(d, func(h *half) { h.cut, h.left, h.fin = true, n, false })
+}
+
+// EndAfter is CutAfter with an orderly end, as when the writer's process is ended: the
+// reader gets EOF in place of ECONNRESET.
+func (l *Link) EndAfter(d Direction, n int) {
+	l.each(d, func(h *half) { h.cut, h.left, h.fin = true, n, true })
 }
 
 // A half is one direction of a connection.
@@ -247,6 +253,7 @@ type half struct {
 	busy         bool // a write is under way
 	cut          bool // the connection ends when left is 0
 	left         int
+	fin          bool      // and the reader gets EOF
 	rlimit, wlim time.Time // deadlines
 }
 
@@ -318,6 +325,9 @@ func (h *half) read(p []byte) (n int, cut bool, err error) {
 			}
 			until = earlier(until, first.at)
 		case h.cut && h.left == 0:
+			if h.fin {
+				return 0, true, io.EOF
+			}
 			return 0, true, syscall.ECONNRESET
 		case h.wclosed && !h.hole:
 			if passed(h.eof) {

@@ -292,6 +292,22 @@ func TestCutAfterEndsInTheMiddleOfAMessage(t *testing.T) {
 	})
 }
 
+func TestEndAfterEndsInTheMiddleOfAMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server, link := pair(t, Settings{Latency: time.Millisecond})
+		link.EndAfter(Up, 5)
+		if n, err := io.WriteString(client, "0123456789"); n != 5 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("wrote %d, %v", n, err)
+		}
+		if got, err := io.ReadAll(server); string(got) != "01234" || err != nil {
+			t.Errorf("read %q, %v", got, err)
+		}
+		if _, err := server.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the reader writes %v", err)
+		}
+	})
+}
+
 func TestDialsThatFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New(Settings{Refuse: true, Latency: time.Second})
