@@ -45,7 +45,8 @@ type Client struct {
 	// calls anything of the application's.
 	mu      sync.Mutex
 	state   State
-	changed chan struct{} // closed at the next change of state
+	changed chan struct{} // closed at the next change of state or telling
+	telling bool          // OnState is running
 	err     error         // of Closed
 	last    error         // of Connecting
 	stats   Stats
@@ -573,11 +574,11 @@ func (c *Client) Reconnect() {
 //
 // If messages were left, which fail then, it returns the context.Cause of ctx, or what
 // [Client.Err] says if that was not the reason. What it does after ctx is done takes no
-// time, but for callbacks that have to return: the server is not waited for. It may be
-// called again, and by several goroutines.
+// time: the server is not waited for. Nor is a callback of the Options that has not
+// returned then, which runs on, and OnState is told of Closed after it. It may be called
+// again, and by several goroutines.
 //
-// Do not call it from within a callback of the Options: it would wait for that to return.
-// There, start a goroutine for it.
+// From within a callback give it a ctx that ends: it waits for the callback until then.
 func (c *Client) Close(ctx context.Context) error {
 	c.mu.Lock()
 	if c.state < Closing {
@@ -608,17 +609,53 @@ func (c *Client) Close(ctx context.Context) error {
 		timer.Stop()
 	}
 	c.cancel(ErrClosed)
-	<-c.stopped
-	c.wg.Wait()
+	c.settle(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.lost == 0:
+	case c.lost == 0 && c.state == Closed:
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
 	return c.err
+}
+
+// settle waits until nothing of the client runs, or nothing but a callback when ctx is done.
+func (c *Client) settle(ctx context.Context) {
+	ended := make(chan struct{})
+	go func() {
+		<-c.stopped
+		c.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return
+	case <-ctx.Done():
+	}
+	// What is ours needs no time. Whether the loop is in a callback is not known, but it ends
+	// soon if not.
+	timer := time.NewTimer(closeGrace)
+	defer timer.Stop()
+	select {
+	case <-c.stopped:
+	case <-timer.C:
+		return
+	}
+	for {
+		c.mu.Lock()
+		telling, changed := c.telling, c.changed
+		c.mu.Unlock()
+		if telling {
+			return
+		}
+		select {
+		case <-ended:
+			return
+		case <-changed:
+		}
+	}
 }
 
 func (c *Client) log(level slog.Level, message string, attrs ...slog.Attr) {

@@ -61,7 +61,7 @@
 // minute by default, and is stored once; its [Receipt] says what is certain and what is not.
 // There is no silent loss in the queue between: what gives way fails with an error.
 //
-// [Client.Close] takes no longer than its context and callbacks allow, and when it returns
+// [Client.Close] takes no longer than its context allows, and when it returns
 // nothing of the client runs and nothing is dialled. All that follows holds for the
 // client's connection, too; [State] has a picture of what it goes through.
 //

@@ -123,8 +123,9 @@ type Options struct {
 
 	// OnState, if not nil, is told of each change of the state, in order, on a goroutine of
 	// its own. It may block: if the state changes several times meanwhile, it is told only of
-	// the last. It may call everything but Close, which waits for it: so it must not hand
-	// over to whoever calls Close, without a buffer.
+	// the last. It may call everything; but Close waits for it until the ctx of Close is done.
+	// So it must not call Close with a ctx that does not end, nor hand over to whoever calls
+	// Close, without a buffer.
 	OnState func(State)
 }
 

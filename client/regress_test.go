@@ -301,3 +301,45 @@ func TestAFrameThatIsCutIsNoGarbage(t *testing.T) {
 		})
 	}
 }
+
+// Close waited for the callback that it was called from, whatever its context said.
+func TestCloseFromACallbackDoesNotOutlastItsContext(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		change func(o *client.Options, from func())
+		most   time.Duration // after the context
+	}{
+		{"OnState", func(o *client.Options, from func()) { o.OnState = func(client.State) { from() } }, 0},
+		{"Trace", func(o *client.Options, from func()) { o.Trace = &client.Trace{Up: func(*client.Session) { from() }} }, 250 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newFake(t, func(p *peer) { p.welcome(); p.drain() })
+			var c *client.Client
+			made, closed := make(chan struct{}), make(chan time.Duration, 9)
+			c = g.client(func(o *client.Options) {
+				tt.change(o, func() {
+					<-made
+					ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+					defer cancel()
+					began := time.Now()
+					c.Close(ctx)
+					closed <- time.Since(began)
+				})
+			})
+			send(t, c, "a", "1") // and is not answered
+			close(made)
+			time.Sleep(time.Hour)
+			select {
+			case d := <-closed:
+				if d > 3*time.Second+tt.most {
+					t.Errorf("%s: it took %v", tt.reason, d)
+				}
+			default:
+				t.Errorf("%s: Close has not returned after an hour", tt.reason)
+			}
+			if c.State() != client.Closed {
+				t.Errorf("%s: %v", tt.reason, c.State())
+			}
+		})
+	}
+}

@@ -104,6 +104,11 @@ func (c *Client) setState(s State) {
 		return
 	}
 	c.state = s
+	c.broadcast()
+}
+
+// broadcast wakes everybody who waits for a change. The lock is held.
+func (c *Client) broadcast() {
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
@@ -113,6 +118,10 @@ func (c *Client) notify() {
 	for told := Connecting; told != Closed; {
 		c.mu.Lock()
 		state, changed := c.state, c.changed
+		if state != told {
+			c.telling = true
+			c.broadcast()
+		}
 		c.mu.Unlock()
 		if state == told {
 			<-changed
@@ -120,6 +129,9 @@ func (c *Client) notify() {
 		}
 		told = state
 		c.opts.OnState(state)
+		c.mu.Lock()
+		c.telling = false
+		c.mu.Unlock()
 	}
 }
 
