@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -63,7 +64,8 @@ type Client struct {
 
 	// Subscriptions.
 	subs         map[string]*Subscription // by topic; those that are over are not in it
-	wants        []*Subscription          // those in phase wanted, and perhaps others
+	wants        wants                    // those in phase wanted
+	asked        map[uint64]*Subscription // those in phase asked, by ref; at most maxAsked
 	leaving      map[string]struct{}      // topics for which an unsubscribe is to be written
 	left         map[string]uint64        // and those for which one was, with its ref, until it is answered; at most maxLeft
 	ref          uint64                   // the last one
@@ -130,7 +132,7 @@ func New(url string, opts *Options) (*Client, error) {
 	c := &Client{
 		opts: o, nudge: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}),
 		changed: make(chan struct{}), flushed: make(chan struct{}), prefix: newPrefix(),
-		subs: map[string]*Subscription{}, leaving: map[string]struct{}{}, left: map[string]uint64{}, held: map[string]*delay{},
+		subs: map[string]*Subscription{}, asked: map[uint64]*Subscription{}, leaving: map[string]struct{}{}, left: map[string]uint64{}, held: map[string]*delay{},
 	}
 	if c.loop, err = newSessions(url, &o); err != nil {
 		return nil, err
@@ -229,6 +231,7 @@ func (c *Client) serve(s *Session) bool {
 	c.ephemeral, c.ephemeralBytes = nil, 0
 	clear(c.leaving)
 	clear(c.left)
+	clear(c.asked)
 	c.wants = nil
 	for _, s := range c.subs {
 		if s.phase == paused {
@@ -238,9 +241,9 @@ func (c *Client) serve(s *Session) bool {
 			s.due = time.Time{}
 		}
 		s.phase, s.ref = wanted, 0
-		c.wants = append(c.wants, s)
+		c.wants.Push(s)
 	}
-	slices.SortFunc(c.wants, func(a, b *Subscription) int { return int(int64(a.number - b.number)) })
+	heap.Init(&c.wants)
 	return !c.leave
 }
 

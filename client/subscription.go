@@ -1,9 +1,9 @@
 package client
 
 import (
+	"container/heap"
 	"context"
 	"iter"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -99,6 +99,7 @@ type Subscription struct {
 	pos      replay.Position // what comes follows this; zero until that is known
 	base     replay.Position // the first pos, if the server has chosen it
 	due      time.Time       // phase wanted: not before
+	place    int             // in Client.wants; -1 if it is not there
 	pace     backoff.Loop
 	queue    []Event // received and not yet handed over
 	held     int     // events received and not yet returned, credits permitting
@@ -137,7 +138,7 @@ func (c *Client) Subscribe(topic string, opts *SubscribeOptions) (*Subscription,
 		return nil, err
 	}
 	s := &Subscription{
-		c: c, topic: topic, wake: make(chan struct{}, 1), live: make(chan struct{}), pace: backoff.Loop{First: -1},
+		c: c, topic: topic, wake: make(chan struct{}, 1), live: make(chan struct{}), pace: backoff.Loop{First: -1}, place: -1,
 	}
 	if opts != nil {
 		s.opts = *opts
@@ -335,12 +336,13 @@ func (c *Client) end(s *Subscription, err error) {
 	if s.over {
 		return
 	}
+	delete(c.asked, s.ref)
 	s.over, s.err, s.ref = true, err, 0
 	if c.subs[s.topic] == s {
 		delete(c.subs, s.topic)
 	}
-	if i := slices.Index(c.wants, s); i >= 0 {
-		c.wants = slices.Delete(c.wants, i, i+1)
+	if s.place >= 0 {
+		heap.Remove(&c.wants, s.place)
 	}
 	s.confirm()
 	s.tell()
@@ -357,9 +359,42 @@ func (s *Subscription) confirm() {
 
 // want has the writer subscribe, not before a time. The lock is held.
 func (c *Client) want(s *Subscription, due time.Time) {
+	delete(c.asked, s.ref)
 	s.phase, s.ref, s.due = wanted, 0, due
-	c.wants = append(c.wants, s)
+	heap.Push(&c.wants, s)
 	c.wakeWriter()
+}
+
+// wants are subscriptions in phase wanted, as a heap: the one to be subscribed next is the
+// first. With thousands of them nothing may be done to all for each.
+type wants []*Subscription
+
+func (w wants) Len() int { return len(w) }
+
+func (w wants) Less(i, j int) bool {
+	if d := w[i].due.Compare(w[j].due); d != 0 {
+		return d < 0
+	}
+	return w[i].number < w[j].number
+}
+
+func (w wants) Swap(i, j int) {
+	w[i], w[j] = w[j], w[i]
+	w[i].place, w[j].place = i, j
+}
+
+func (w *wants) Push(s any) {
+	s.(*Subscription).place = len(*w)
+	*w = append(*w, s.(*Subscription))
+}
+
+func (w *wants) Pop() any {
+	last := len(*w) - 1
+	s := (*w)[last]
+	(*w)[last] = nil
+	*w = (*w)[:last]
+	s.place = -1
+	return s
 }
 
 // wantLater has the writer subscribe again after something went wrong. What goes wrong
@@ -379,38 +414,18 @@ func (c *Client) pause(s *Subscription) {
 // nextSubscribe returns the next subscription for which a subscribe is to be written, or
 // nil and when to look again. The lock is held.
 func (c *Client) nextSubscribe(now time.Time) (next *Subscription, at time.Time) {
-	if len(c.wants) == 0 {
+	switch {
+	case len(c.wants) == 0:
 		return nil, time.Time{}
-	}
-	unanswered := 0
-	for _, s := range c.subs {
-		if s.phase == asked {
-			unanswered++
-		}
-	}
-	if unanswered >= maxAsked || c.careful && unanswered > 0 {
+	case len(c.asked) >= maxAsked || c.careful && len(c.asked) > 0:
 		return nil, time.Time{} // the answer wakes the writer
+	case now.Before(c.wants[0].due):
+		return nil, c.wants[0].due
 	}
-	kept := c.wants[:0]
-	for _, s := range c.wants {
-		switch {
-		case s.over || s.phase != wanted:
-			continue
-		case next == nil && !now.Before(s.due):
-			next = s
-			continue
-		case next == nil && (at.IsZero() || s.due.Before(at)):
-			at = s.due
-		}
-		kept = append(kept, s)
-	}
-	clear(c.wants[len(kept):])
-	c.wants = kept
-	if next == nil {
-		return nil, at
-	}
+	next = heap.Pop(&c.wants).(*Subscription)
 	c.ref++
 	next.phase, next.ref = asked, c.ref
+	c.asked[c.ref] = next
 	return next, time.Time{}
 }
 
@@ -465,6 +480,7 @@ func (c *Client) onSubscribed(f *wire.Frame) {
 		return
 	}
 	s.phase = following
+	delete(c.asked, s.ref)
 	if s.pos.IsZero() {
 		s.pos, s.base = f.Base, f.Base
 	}
@@ -587,11 +603,13 @@ func (c *Client) onError(f *wire.Frame) (complaint bool) {
 			}
 			return false
 		}
-		for _, s := range c.subs {
-			if s.ref == f.Ref {
-				c.refused(s, f)
-				return false
-			}
+		s := c.asked[f.Ref]
+		if s == nil {
+			s = c.subs[f.Topic]
+		}
+		if s != nil && s.ref == f.Ref {
+			c.refused(s, f)
+			return false
 		}
 		if f.Ref <= c.ref {
 			return false // of a subscribe that does not count any more
