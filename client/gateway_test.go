@@ -182,6 +182,31 @@ func TestGatewayMoreThanItTakes(t *testing.T) {
 	})
 }
 
+// A publish that the gateway refused for its rate counted as one, so that 200 commands took up
+// to 11 s where the rate allows them in 6.
+func TestGatewayTwoHundredCommands(t *testing.T) {
+	for _, mode := range []string{"one after the other", "at once"} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSite(t, gateway.Options{}, nil, nil, "a")
+			c := s.client("a")
+			wait(t, c, client.Ready)
+			began := time.Now()
+			var work sync.WaitGroup
+			for i := range 200 {
+				work.Go(func() { c.Publish(t.Context(), fmt.Sprint("room ", i), client.Message{Data: []byte("1")}) })
+				if mode != "at once" {
+					work.Wait()
+				}
+			}
+			work.Wait()
+			// 80 at once, and 20 a second.
+			if d := time.Since(began); d > 6500*time.Millisecond {
+				t.Errorf("%s: it took %v, %+v", mode, d, c.Stats())
+			}
+		})
+	}
+}
+
 func TestGatewayResumesOnAnotherServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, gateway.Options{Drain: 10 * time.Second}, nil, nil, "a", "b", "c")

@@ -441,6 +441,7 @@ func (c *conn) publish(f *wire.Frame) {
 		return
 	}
 	if level := c.publishes.take(l.Publishes); level < 0 {
+		c.publishes.level++ // what is refused costs nothing: all frames are counted anyhow
 		c.g.count.tooFast.Add(1)
 		first := !c.hit["gateway.Limits.Publishes"]
 		message, retry := "too many messages ("+c.limit("Publishes", perSecond(l.Publishes))+")", refill(level, l.Publishes)
