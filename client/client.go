@@ -62,6 +62,9 @@ type Client struct {
 	limits   wire.Limits
 	refusal  *ServerError // what the server has said before it welcomes us
 
+	limited   map[string]bool // codes of limits that the server has told us of in this session
+	throttles []throttle      // and those that are to be logged
+
 	// Subscriptions.
 	subs         map[string]*Subscription // by topic; those that are over are not in it
 	wants        wants                    // those in phase wanted
@@ -132,7 +135,7 @@ func New(url string, opts *Options) (*Client, error) {
 	c := &Client{
 		opts: o, nudge: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}),
 		changed: make(chan struct{}), flushed: make(chan struct{}), prefix: newPrefix(),
-		subs: map[string]*Subscription{}, asked: map[uint64]*Subscription{}, leaving: map[string]struct{}{}, left: map[string]uint64{}, held: map[string]*delay{},
+		subs: map[string]*Subscription{}, asked: map[uint64]*Subscription{}, limited: map[string]bool{}, leaving: map[string]struct{}{}, left: map[string]uint64{}, held: map[string]*delay{},
 	}
 	if c.loop, err = newSessions(url, &o); err != nil {
 		return nil, err
@@ -232,6 +235,7 @@ func (c *Client) serve(s *Session) bool {
 	clear(c.leaving)
 	clear(c.left)
 	clear(c.asked)
+	clear(c.limited)
 	c.wants = nil
 	for _, s := range c.subs {
 		if s.phase == paused {
@@ -467,17 +471,26 @@ func (c *Client) handle(s *Session, f *wire.Frame) error {
 			c.onFrame(f)
 		}
 	}
+	throttles := c.throttles
+	c.throttles = nil
 	c.mu.Unlock()
+	for _, t := range throttles {
+		c.logThrottle(s, t)
+	}
 	switch {
 	case welcome:
 		s.Ready()
-		c.log(slog.LevelInfo, "client: welcome", slog.Int("session", s.Number), slog.String("conn", printable(f.Conn, maxReason)),
-			slog.String("node", printable(f.Node, maxReason)))
+		c.log(slog.LevelInfo, "client: welcome", slog.Int("session", s.Number),
+			slog.String("conn", printable(f.Conn, maxText)), slog.String("node", printable(f.Node, maxText)))
 	case goodbye:
-		s.Hint(time.Duration(min(f.Window, int64(time.Hour/time.Millisecond))) * time.Millisecond)
-		c.log(slog.LevelInfo, "client: goodbye", slog.Int("session", s.Number), slog.String("reason", printable(f.Reason, maxReason)))
-	case complaint:
-		c.log(slog.LevelWarn, "client: the server complains", slog.Int("session", s.Number), slog.String("error", serverError(f).Error()))
+		window := time.Duration(min(f.Window, int64(time.Hour/time.Millisecond))) * time.Millisecond
+		s.Hint(window)
+		c.log(slog.LevelInfo, "client: goodbye", slog.Int("session", s.Number),
+			slog.String("reason", printable(f.Reason, maxText)), slog.Duration("window", window))
+	case complaint && len(throttles) == 0:
+		e := serverError(f)
+		c.log(slog.LevelWarn, "client: the server complains", slog.Int("session", s.Number),
+			slog.String("code", e.Code), slog.String("field", e.Field), slog.String("message", e.Message))
 	}
 	return nil
 }
@@ -658,11 +671,5 @@ func (c *Client) settle(ctx context.Context) {
 			return
 		case <-changed:
 		}
-	}
-}
-
-func (c *Client) log(level slog.Level, message string, attrs ...slog.Attr) {
-	if c.opts.Logger != nil {
-		c.opts.Logger.LogAttrs(c.ctx, level, message, attrs...)
 	}
 }

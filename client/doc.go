@@ -83,8 +83,8 @@
 // URL, headers and token are asked for before every dial, see [Options.Prepare].
 // Credentials are not sent anywhere else: redirects to another host, or from TLS to no
 // TLS, are refused. Errors of this package, its logs and traces show no query, no user
-// information and no token. What a server has said is on one line in them, and cut: its
-// reason for closing after 64 bytes.
+// information and no token. What a server has said is on one line in them, and cut after
+// 256 bytes.
 //
 // A connection whose server is gone without a word is found by its heartbeat, within
 // 35 s by default, as long as the body of the loop reads; see package heartbeat.

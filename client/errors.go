@@ -11,8 +11,6 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/coder/websocket"
-
 	"github.com/holdfast-ws/holdfast/heartbeat"
 )
 
@@ -131,14 +129,12 @@ func redact(text string) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
 }
 
-// Bounds of text that came from others.
-const (
-	maxReason = 64
-	maxText   = 256
-)
+// maxText is how much is shown of a text that came from others, in bytes. Whatever the protocol
+// allows fits: the reason of a close frame has 123 at most.
+const maxText = 256
 
 // describe returns the text of an error on one line, with the URLs that net/http puts into
-// its errors redacted, the reasons of close frames cut at 64 bytes, and none of the secrets.
+// its errors redacted, and none of the secrets.
 func describe(err error, secrets ...string) string {
 	if err == nil {
 		return "unknown error"
@@ -151,11 +147,7 @@ func describe(err error, secrets ...string) string {
 		text = strings.ReplaceAll(text, quoted[1:len(quoted)-1], redact(ue.URL))
 	}
 	text = hide(text, secrets)
-	var ce websocket.CloseError
-	if errors.As(err, &ce) && len(ce.Reason) > maxReason {
-		text = strings.ReplaceAll(text, fmt.Sprintf("%q", ce.Reason), `"`+printable(ce.Reason, maxReason)+`"`)
-	}
-	return printable(strings.TrimPrefix(text, "client: "), maxText)
+	return printable(strings.TrimPrefix(text, "client: "), 2*maxText) // what a server says may stand in ours
 }
 
 // hide returns text without the secrets.

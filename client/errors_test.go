@@ -42,7 +42,7 @@ func TestErrorsSayWhatHasHappened(t *testing.T) {
 }
 
 func TestDescribe(t *testing.T) {
-	long := strings.Repeat("é", 200)
+	long := strings.Repeat("é", 300)
 	for _, tt := range []struct {
 		err     error
 		secrets []string
@@ -52,14 +52,13 @@ func TestDescribe(t *testing.T) {
 		{errors.New("client: once"), nil, "once"},
 		{errors.New("a\r\nb\x00\u2028\xff"), nil, `a\r\nb\x00\u2028\xff`},
 		{errors.New("\ufffd stays"), nil, "\ufffd stays"},
-		{errors.New(long), nil, strings.Repeat("é", 128) + "…"},
-		{errors.New("x" + long), nil, "x" + strings.Repeat("é", 127) + "…"}, // not half of one
+		{errors.New(long), nil, strings.Repeat("é", 256) + "…"},
+		{errors.New("x" + long), nil, "x" + strings.Repeat("é", 255) + "…"}, // not half of one
 		{errors.New("with abcd, and abc"), []string{"abcd", "abc", ""}, "with …, and abc"},
 		{fmt.Errorf("outer: %w", &url.Error{Op: "Get", URL: "http://u:p@a/b?c=d", Err: io.EOF}), nil, `outer: Get "http://a/b": EOF`},
 		{&url.Error{Op: "Get", URL: "http://a/?c", Err: &url.Error{Op: "parse", URL: "http://b/?d", Err: io.EOF}}, nil, `Get "http://a/": parse "http://b/": EOF`},
 		{&url.Error{Op: "parse", URL: "\x7f?secret", Err: io.EOF}, nil, `parse "…": EOF`},
-		{websocket.CloseError{Code: 1001, Reason: strings.Repeat("r", 64)}, nil, `status = StatusGoingAway and reason = "` + strings.Repeat("r", 64) + `"`},
-		{websocket.CloseError{Code: 1001, Reason: strings.Repeat("r", 65)}, nil, `status = StatusGoingAway and reason = "` + strings.Repeat("r", 64) + `…"`},
+		{websocket.CloseError{Code: 1001, Reason: strings.Repeat("r", 123)}, nil, `status = StatusGoingAway and reason = "` + strings.Repeat("r", 123) + `"`},
 	} {
 		if got := describe(tt.err, tt.secrets...); got != tt.want {
 			t.Errorf("%v: %q, want %q", tt.err, got, tt.want)

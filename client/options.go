@@ -90,7 +90,10 @@ type Options struct {
 	Trace *Trace
 
 	// Logger, if not nil, is told what happens: losses and failures at level Warn, the last
-	// error at Error, the rest at Info. There are no queries, tokens or messages in it.
+	// error at Error, the rest at Info; among it, once for each session and limit, that the
+	// server has refused something for one of its limits, and which. Why a session has ended
+	// stands in the attributes code and reason if the server has said it, and else in err. There
+	// are no queries, tokens or messages in it.
 	Logger *slog.Logger
 
 	// The second group is for New. Sessions refuses it.

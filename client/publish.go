@@ -68,7 +68,7 @@ func (e *ServerError) Error() string {
 }
 
 func serverError(f *wire.Frame) *ServerError {
-	return &ServerError{printable(f.Code, maxReason), printable(f.Field, maxReason), printable(f.Message, maxText)}
+	return &ServerError{printable(f.Code, maxText), printable(f.Field, maxText), printable(f.Message, maxText)}
 }
 
 // Bounds of the protocol, in bytes.
@@ -635,6 +635,7 @@ func (c *Client) onNack(f *wire.Frame) {
 	}
 	p.progress = Waiting
 	p.doubt = p.doubt || f.Outcome != wire.NotStored
+	c.throttled(f)
 	c.wakeWriter()
 	now := time.Now()
 	switch f.Code {

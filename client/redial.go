@@ -127,8 +127,7 @@ func (r *redial) failed(ctx context.Context, e *endpoint, err *DialError) time.T
 		r.out = append(r.out, e)
 	case verdict != Retry:
 		err.Final = true
-		r.log(ctx, slog.LevelError, "websocket: dial failed for good",
-			slog.String("url", err.URL), slog.Int("attempt", err.Attempt), slog.Int("status", err.Status), slog.String("error", err.reason()))
+		r.log(ctx, slog.LevelError, "websocket: dial failed for good", err.attrs()...)
 		return now
 	}
 	if err.retryAfter > 0 {
@@ -148,9 +147,7 @@ func (r *redial) failed(ctx context.Context, e *endpoint, err *DialError) time.T
 	}
 	at = r.notBefore(at)
 	err.Wait = at.Sub(now)
-	r.log(ctx, slog.LevelWarn, "websocket: dial failed",
-		slog.String("url", err.URL), slog.Int("attempt", err.Attempt), slog.Int("status", err.Status),
-		slog.Duration("wait", err.Wait), slog.String("error", err.reason()))
+	r.log(ctx, slog.LevelWarn, "websocket: dial failed", err.attrs()...)
 	return at
 }
 
@@ -206,21 +203,21 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 		r.attempt = 0
 		r.endpoints, r.out = append(r.endpoints, r.out...), nil
 	}
+	now := time.Now()
+	var lasted time.Duration
+	if !s.since.IsZero() {
+		lasted = now.Sub(s.since)
+	}
 	if !goOn || ctx.Err() != nil {
 		cause := context.Cause(ctx)
 		r.Trace.down(s, cause, 0)
-		r.log(ctx, slog.LevelInfo, "websocket: closed", slog.String("url", s.URL), slog.Int("session", s.Number))
+		r.log(ctx, slog.LevelInfo, "websocket: closed", s.attrs(lasted, nil)...)
 		if !goOn {
 			return time.Time{}, nil
 		}
 		return time.Time{}, cause
 	}
 
-	now := time.Now()
-	var lasted time.Duration
-	if !s.since.IsZero() {
-		lasted = now.Sub(s.since)
-	}
 	stable := !s.since.IsZero() && lasted >= r.stable()
 	verdict := Retry
 	if err != errNudged {
@@ -233,8 +230,7 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 	case verdict != Retry:
 		r.Trace.down(s, err, 0)
 		last := &EndError{URL: s.URL, Err: err}
-		r.log(ctx, slog.LevelError, "websocket: session ended for good",
-			slog.String("url", s.URL), slog.Int("session", s.Number), slog.Duration("lasted", lasted), slog.String("error", describe(err)))
+		r.log(ctx, slog.LevelError, "websocket: session ended for good", s.attrs(lasted, err)...)
 		return time.Time{}, last
 	}
 	if stable {
@@ -252,9 +248,11 @@ func (r *redial) serve(ctx context.Context, e *endpoint, s *Session, yield func(
 	}
 	at = r.notBefore(at)
 	r.Trace.down(s, err, at.Sub(now))
-	r.log(ctx, slog.LevelWarn, "websocket: connection lost",
-		slog.String("url", s.URL), slog.Int("session", s.Number), slog.Duration("lasted", lasted),
-		slog.Duration("wait", at.Sub(now)), slog.String("error", describe(err)))
+	level := slog.LevelWarn
+	if s.hint > 0 || err == errNudged {
+		level = slog.LevelInfo // as it should be
+	}
+	r.log(ctx, level, "websocket: connection lost", append(s.attrs(lasted, err), slog.Duration("wait", at.Sub(now).Round(time.Millisecond)))...)
 	return at, nil
 }
 

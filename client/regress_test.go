@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
 	"github.com/holdfast-ws/holdfast/client"
@@ -342,4 +343,105 @@ func TestCloseFromACallbackDoesNotOutlastItsContext(t *testing.T) {
 			}
 		})
 	}
+}
+
+// logged returns a client's option and what is logged with it, one line for each event.
+func logged(lines *journal) func(*client.Options) {
+	return func(o *client.Options) {
+		o.Logger = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+			_, text, _ := strings.Cut(strings.TrimSpace(string(b)), "level=") // without the time
+			lines.add("%s", text)
+			return len(b), nil
+		}), nil))
+	}
+}
+
+// The reason for which a server had closed stood somewhere in a sentence, which was cut.
+func TestWhyASessionEndedIsInAttributes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		long := strings.Repeat("because ", 15)
+		g := newFake(t, func(p *peer) {
+			switch p.n {
+			case 1:
+				p.welcome()
+				time.Sleep(62 * time.Second)
+				p.Close(4401, "logged out")
+			case 2:
+				p.welcome()
+				time.Sleep(time.Hour)
+				p.send(wire.Frame{Type: wire.Goodbye, Reason: "drain", Window: 1})
+				p.Close(1012, long)
+			case 3:
+				p.expect(wire.Hello)
+				p.send(wire.Frame{Type: wire.Error, Code: wire.Forbidden, Message: "not you"})
+				p.Close(4403, "forbidden")
+			}
+		})
+		var lines journal
+		c := g.client(logged(&lines), func(o *client.Options) {
+			o.Prepare = func(context.Context, *client.Dial) error { return nil }
+			o.Backoff.Rand = func(uint64) uint64 { return 0 }
+			o.Heartbeat.Interval = -1 // the fake does not read
+		})
+		wait(t, c, client.Ready)
+		time.Sleep(2 * time.Hour)
+		var ends []string
+		for _, line := range lines.all() {
+			if strings.Contains(line, "lost") || strings.Contains(line, "ended") || strings.Contains(line, "goodbye") {
+				line, _, _ = strings.Cut(line, " wait=")
+				ends = append(ends, line)
+			}
+		}
+		want := []string{
+			`WARN msg="websocket: connection lost" url=ws://gateway.test/ws session=1 code=4401 reason="logged out" lasted=1m2s`,
+			`INFO msg="client: goodbye" session=2 reason=drain window=1ms`,
+			`INFO msg="websocket: connection lost" url=ws://gateway.test/ws session=2 code=1012 reason="` + long + `" lasted=1h0m0s`,
+			`ERROR msg="websocket: session ended for good" url=ws://gateway.test/ws session=3 code=4403 reason=forbidden lasted=0s err="client: the server says forbidden: not you"`,
+		}
+		if diff := cmp.Diff(want, ends); diff != "" {
+			t.Errorf("the log (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A client that was too fast for the limits of its server became slow, and nobody said why.
+func TestALimitIsInTheLogOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			s := p.expect(wire.Subscribe)
+			p.send(wire.Frame{Type: wire.Error, Code: wire.TooManyTopics, Topic: s.Topic, Ref: s.Ref, Message: "more topics than are allowed (128, gateway.Limits.Topics)"})
+			refused := map[string]bool{}
+			for {
+				f := p.expect(wire.Publish)
+				if !refused[f.ID] {
+					refused[f.ID] = true
+					p.send(wire.Frame{Type: wire.Nack, ID: f.ID, Outcome: wire.NotStored, Code: wire.TooFast, Message: "20, gateway.Limits.Publishes: slow down\nplease", Retry: 1})
+					continue
+				}
+				p.send(ack(f.ID, 1))
+			}
+		})
+		var lines journal
+		c := g.client(logged(&lines))
+		s := subscribe(t, c, "a", nil)
+		next(s)
+		for range 11 {
+			send(t, c, "b", "1")
+		}
+		time.Sleep(time.Minute)
+		var got []string
+		for _, line := range lines.all() {
+			if strings.Contains(line, "limit") {
+				got = append(got, line)
+			}
+		}
+		want := []string{
+			`INFO msg="client: a limit of the server is reached" session=1 code=too_many_topics topic=a limit=128 option=gateway.Limits.Topics message="more topics than are allowed (128, gateway.Limits.Topics)"`,
+			`INFO msg="client: a limit of the server is reached" session=1 code=too_fast limit=20 option=gateway.Limits.Publishes message="20, gateway.Limits.Publishes: slow down\\nplease"`,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("the log (-want +got):\n%s", diff)
+		}
+	})
 }

@@ -1,10 +1,6 @@
 package client
 
-import (
-	"context"
-	"log/slog"
-	"time"
-)
+import "time"
 
 // A Trace has functions that are called at the events of a [Sessions] loop; those that are
 // nil are not. They are called by the goroutine that runs the loop, one at a time, and the
@@ -58,12 +54,5 @@ func (t *Trace) down(s *Session, err error, wait time.Duration) {
 func (t *Trace) cut(left time.Duration) {
 	if t.Cut != nil {
 		t.Cut(left)
-	}
-}
-
-// log writes to the logger, if there is one.
-func (l *sessions) log(ctx context.Context, level slog.Level, message string, attrs ...slog.Attr) {
-	if l.Logger != nil {
-		l.Logger.LogAttrs(ctx, level, message, attrs...)
 	}
 }
