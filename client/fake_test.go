@@ -41,6 +41,8 @@ type peer struct {
 	g *fake
 	n int // of the connection, from 1
 
+	since time.Time // when it was accepted
+
 	mu  sync.Mutex
 	got []string // types of frames received
 	err error    // the end
@@ -78,7 +80,7 @@ func (g *fake) serve(w http.ResponseWriter, r *http.Request) {
 	ws.SetReadLimit(1 << 20)
 	defer ws.CloseNow()
 	g.mu.Lock()
-	p := &peer{Conn: ws, g: g, n: len(g.peers) + 1}
+	p := &peer{Conn: ws, g: g, n: len(g.peers) + 1, since: time.Now()}
 	g.peers = append(g.peers, p)
 	g.mu.Unlock()
 	g.handle(p)

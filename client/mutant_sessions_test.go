@@ -55,7 +55,7 @@ func TestPlantedBugsOfSessionsAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "the heartbeat's verdict is hidden", File: "redial.go",
 			Old: "w.s.cancel(&HeartbeatError{v})", New: "_ = v; w.s.raw.Close()"},
 		mutant.Mutant{Why: "the heartbeat does not see the bytes", File: "dial.go",
-			Old: "			resp.Body = h.peer.WrapConn(&stream{ReadWriteCloser: body})\n", New: ""},
+			Old: "			resp.Body = h.peer.WrapConn(conn)\n", New: ""},
 		mutant.Mutant{Why: "a verdict hides the close frame", File: "sessions.go",
 			Old: "if s.err != nil && (websocket.CloseStatus(s.err) != -1 ||", New: "if s.err != nil && (websocket.CloseStatus(s.err) == -2 ||"},
 		mutant.Mutant{Why: "the dial timeout stays short", File: "dial.go",

@@ -445,3 +445,104 @@ func TestALimitIsInTheLogOnce(t *testing.T) {
 		}
 	})
 }
+
+// What planted bugs have shown that no test looked at.
+
+// A paused subscription may find its place given away when it comes back. It is tried again.
+func TestTooManyTopicsWhileResuming(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			p.accept(at(0))
+			p.send(entries("a", 1, 5))
+			f := p.expect(wire.Unsubscribe)
+			p.send(wire.Frame{Type: wire.Unsubscribed, Topic: f.Topic, Ref: f.Ref})
+			refused := p.expect(wire.Subscribe)
+			p.send(wire.Frame{Type: wire.Error, Code: wire.TooManyTopics, Topic: "a", Ref: refused.Ref})
+			began := time.Now()
+			again := p.accept(at(2))
+			if d := time.Since(began); d < time.Second || len(again.From) != 1 || again.From[0] != at(2) {
+				t.Errorf("after %v: %s", d, again.Append(nil))
+			}
+			p.send(entries("a", 3, 4))
+			p.drain()
+		})
+		c := g.client(func(o *client.Options) { o.BufferMessages = 2 })
+		s := subscribe(t, c, "a", nil)
+		ready(t, s)
+		time.Sleep(time.Second)
+		gets(t, s, "1 2 3 4")
+	})
+}
+
+// Somebody who gives up waiting for room in the queue lets those through who stood behind.
+func TestWhoStoodBehindASenderThatGaveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) { p.welcome(); p.drain() })
+		c := g.client(func(o *client.Options) { o.QueueBytes = 1000 })
+		wait(t, c, client.Ready)
+		send(t, c, "a", `"`+strings.Repeat("x", 500)+`"`)
+		began := time.Now()
+		var senders sync.WaitGroup
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		senders.Go(func() {
+			if _, err := c.Send(ctx, "a", client.Message{Data: []byte(`"` + strings.Repeat("y", 800) + `"`)}); err != context.DeadlineExceeded {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		send(t, c, "a", "1") // small enough, but not its turn
+		if d := time.Since(began); d != 2*time.Second {
+			t.Errorf("it had to wait for %v", d)
+		}
+		senders.Wait()
+	})
+}
+
+// Close waited for the timer of messages that were answered long ago.
+func TestCloseDoesNotWaitForTimers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			f := p.expect(wire.Publish)
+			p.send(ack(f.ID, 1))
+			p.drain()
+		})
+		c := g.client()
+		if got := outcome(send(t, c, "a", "1")); got != "committed" {
+			t.Error(got)
+		}
+		began := time.Now()
+		if err := c.Close(t.Context()); err != nil || time.Since(began) > time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
+}
+
+// A subscription whose buffer is full is not asked for after a reconnect, before there is room.
+func TestAPausedSubscriptionStaysPaused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) {
+			p.welcome()
+			if p.n == 1 {
+				p.accept(at(0))
+				p.send(entries("a", 1, 5))
+				p.expect(wire.Unsubscribe)
+				return
+			}
+			if f := p.accept(at(2)); time.Since(p.since) < time.Minute {
+				t.Errorf("asked for before there was room: %s", f.Append(nil))
+			}
+			p.send(entries("a", 3, 4))
+			p.drain()
+		})
+		c := g.client(func(o *client.Options) { o.BufferMessages, o.Heartbeat.Interval = 2, -1 })
+		s := subscribe(t, c, "a", nil)
+		ready(t, s)
+		time.Sleep(30 * time.Second)
+		wait(t, c, client.Ready)
+		time.Sleep(time.Hour)
+		gets(t, s, "1 2 3 4")
+	})
+}
