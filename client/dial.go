@@ -165,10 +165,11 @@ func said(resp *http.Response, secrets []string) string {
 }
 
 // aboutWebSockets reports whether an answer with status 426 is one of a WebSocket server: a
-// gateway says so in the text, others in headers. Proxies take Upgrade out of answers, too.
+// gateway names its subprotocol; others say so in a header or in the text. Proxies take
+// Upgrade out of answers, too.
 func aboutWebSockets(h http.Header, answer string) bool {
 	return strings.Contains(strings.ToLower(answer+" "+strings.Join(h.Values("Upgrade"), " ")), "websocket") ||
-		h.Get("Sec-WebSocket-Version") != ""
+		h.Get("Sec-WebSocket-Version") != "" || h.Get("Sec-WebSocket-Protocol") != ""
 }
 
 // secrets returns what of a dial must not be found in texts.
