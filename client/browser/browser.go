@@ -29,12 +29,14 @@ package browser
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -48,9 +50,6 @@ type Options struct {
 
 //go:embed holdfast.min.js
 var module []byte
-
-//go:embed holdfast.min.js.gz
-var gzipped []byte
 
 //go:embed holdfast.d.ts
 var types []byte
@@ -68,13 +67,23 @@ func sum(content []byte) string {
 type file struct {
 	mime    string
 	content []byte
-	gzipped []byte // the same, or nil
 	hash    string
+	gzipped func() (content []byte, hash string) // nil if it is not worth it
 }
 
 var files = map[string]file{
-	"holdfast.js":   {"text/javascript; charset=utf-8", module, gzipped, hash},
-	"holdfast.d.ts": {"text/plain; charset=utf-8", types, nil, sum(types)},
+	"holdfast.js":   {"text/javascript; charset=utf-8", module, hash, sync.OnceValues(compressed)},
+	"holdfast.d.ts": {"text/plain; charset=utf-8", types, sum(types), nil},
+}
+
+// compressed returns the module gzipped, and a hash of that: another version of Go may
+// compress it to other bytes.
+func compressed() (content []byte, hash string) {
+	var b bytes.Buffer
+	w, _ := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	w.Write(module)
+	w.Close()
+	return b.Bytes(), sum(b.Bytes())
 }
 
 // takesGzip tells whether a client takes what is gzipped, after its Accept-Encoding: that
@@ -111,7 +120,7 @@ func URL(prefix string) string { return strings.TrimSuffix(prefix, "/") + "/hold
 // of several servers, not at all; and without one it has to be asked for each time, which
 // is answered with 304 if nothing has changed.
 //
-// The module is gzipped for those who take that, which makes 12 KiB of it.
+// The module is gzipped for those who take that, which makes less than 16 KiB of it.
 func Handler(opts *Options) http.Handler {
 	connect := "'self'"
 	if opts != nil {
@@ -154,7 +163,7 @@ func Handler(opts *Options) http.Handler {
 		h.Add("Vary", "Accept-Encoding")
 		content, tag := f.content, f.hash
 		if f.gzipped != nil && takesGzip(strings.Join(r.Header.Values("Accept-Encoding"), ",")) {
-			content, tag = f.gzipped, tag+"-gzip"
+			content, tag = f.gzipped()
 			h.Set("Content-Encoding", "gzip")
 			if r.Header.Get("If-Match") == "" { // which may be answered without a body
 				h.Set("Content-Length", strconv.Itoa(len(content))) // ServeContent sets none beside an encoding

@@ -192,8 +192,7 @@ declare class Listened extends EventTarget {
     /** @protected */ protected live: boolean;
     /** @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | AddEventListenerOptions} [options] */
     addEventListener(type: string, listener: ((e: CustomEvent) => void) | EventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
-    /** For its types: the build leaves it out.
-     * @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | EventListenerOptions} [options] */
+    /** For its types. @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | EventListenerOptions} [options] */
     removeEventListener(type: string, listener: ((e: CustomEvent) => void) | EventListenerObject | null, options?: boolean | EventListenerOptions): void;
     /** @protected */
     protected listened(): void;

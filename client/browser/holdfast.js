@@ -1555,8 +1555,7 @@ class Listened extends EventTarget {
     super.addEventListener(type, /** @type {any} */ (listener), options);
     if (['message', 'reset', 'ephemeral'].includes(type)) { this.live = true; queueMicrotask(() => this.listened()); }
   }
-  /** For its types: the build leaves it out.
-   * @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | EventListenerOptions} [options] */
+  /** For its types. @param {string} type @param {((e: CustomEvent) => void) | EventListenerObject | null} listener @param {boolean | EventListenerOptions} [options] */
   removeEventListener(type, listener, options) { super.removeEventListener(type, /** @type {any} */ (listener), options); }
   /** @protected */
   listened() {}
