@@ -166,9 +166,13 @@ const value = f => 'bin' in f ? Uint8Array.from(atob(f.bin), c => c.charCodeAt(0
  * @property {number} [stable] how long a connection has to last to begin anew with that (10000)
  */
 
+/** So many goodbyes in a row count as they are: in a rolling restart one may come to several servers that are about to restart. */
+const KEPT = 4;
+
 /** When to dial again. */
 class Loop {
   failures = 0;
+  /** Hints since the last stable connection. */ goodbyes = 0;
   /** @type {number | null} */ since = null;
   ever = false; hinted = 0; least = 0; window = 0;
   /** @param {Backoff} [o] @param {() => number} [random] */
@@ -182,19 +186,24 @@ class Loop {
     this.random = random;
   }
   up() { this.since = now(); this.ever = true; this.hinted = this.least = 0; }
+  /** Whether the connection has lasted. */
+  get lasted() { return this.since !== null && now() - this.since >= this.stable; }
   /** The server wants its clients back over so many milliseconds. @param {number} ms */
   hint(ms) { this.hinted = this.least = Math.max(0, Math.min(ms || 0, Math.max(this.cap, 3600e3))); }
   /** How long to wait. The cap is applied before the draw: at the cap, too, no two clients are in step. */
   down() {
-    const stable = this.since !== null && now() - this.since >= this.stable;
-    if (stable) this.failures = 0;
+    if (this.lasted) this.failures = this.goodbyes = 0;
     this.since = null;
-    const base = Math.max(this.base, this.ever ? this.first : 0, this.hinted ? 0 : this.least);
-    const usual = Math.min(this.cap, base * 2 ** Math.min(this.failures++, 40));
-    this.window = !this.hinted ? usual : stable ? this.hinted : Math.max(this.hinted, usual);
-    this.hinted = 0;
+    const base = Math.max(this.base, this.ever ? this.first : 0);
+    if (this.hinted) { // the server's word counts, and is no failure; but a server that says goodbye to all makes no hot loop
+      const more = ++this.goodbyes - KEPT;
+      this.window = more > 0 ? Math.max(this.hinted, this.usual(base, more - 1)) : this.hinted;
+      this.hinted = 0;
+    } else this.window = this.usual(Math.max(base, this.least), this.failures++);
     return Math.min(this.window, Math.floor(this.random() * (this.window + 1)));
   }
+  /** @param {number} base @param {number} n */
+  usual(base, n) { return Math.min(this.cap, base * 2 ** Math.min(n, 40)); }
 }
 
 // ---- Fan: one topic in the Hub
@@ -402,13 +411,13 @@ const FINAL = [1002, 1003, 1007, 1008, 1009, 1010, 4400, 4403, 4406];
 class Link {
   /** connecting, open, waiting, denied, closed */ state = 'closed';
   why = ''; in = 0; code = 0; run = 0; dialled = -1e9; heard = 0; beat = 0; timeout = 0; due = 0; dials = 0; limits = /** @type {any} */ ({});
-  conn = ''; node = ''; refresh = false;
+  conn = ''; node = ''; said = ''; refresh = false; renewed = false;
   bye = none; refreshed = none; probing = none; nudged = none; hinted = none;
   /** @type {any} */ ws = null;
   /** One timer: of the wait, the dial or the silence, as the state is. @type {any} */ timer;
 
   /** @param {string} url @param {any} env @param {Backoff} backoff
-   * @param {{token(refresh: boolean): Promise<string | undefined>, state(): void, up(): void, down(): void, frame(f: any): void}} on */
+   * @param {{token(refresh: boolean): Promise<string | undefined>, state(): void, up(): void, down(): void, lost(why: string): void, frame(f: any): void}} on */
   constructor(url, env, backoff, on) { this.url = url; this.env = env; this.on = on; this.loop = new Loop(backoff); }
 
   /** @param {string} state */
@@ -447,7 +456,8 @@ class Link {
     const run = this.run;
     this.dialled = now();
     this.dials++;
-    this.set('connecting', this.why);
+    this.said = '';
+    this.set('connecting', this.why, 0, this.code); // still: a page may have to hide what is private
     let token, ws;
     try { token = await this.on.token(this.refresh); } catch (e) { // before the dial, so that no socket waits for it
       return run === this.run && this.down(`no token: ${/** @type {any} */ (e)?.message ?? e}`);
@@ -472,6 +482,7 @@ class Link {
         if (this.state === 'open') return;
         if (f.v !== 1) return this.deny(`version ${f.v}`);
         Object.assign(this, { beat: 0, timeout: 0, limits: {}, conn: '', node: '' }, f);
+        this.renewed = this.refresh;
         this.refresh = this.refreshed = this.nudged = false;
         this.loop.up();
         this.watch();
@@ -486,24 +497,36 @@ class Link {
         this.bye = true; // what was sent is still answered
         this.after(T.goodbye, () => this.down('goodbye'));
         return;
-      case 'error': if (this.state !== 'open') this.why = f.message ?? f.code ?? ''; // a close code follows
+      case 'error': if (this.state !== 'open') this.said = f.message ?? f.code ?? ''; // a close code follows
     }
     if (this.state === 'open') this.on.frame(f);
   }
   /** @param {number} code @param {string} reason */
   lost(code, reason) {
-    const why = `${code} ${reason || this.why}`.trim();
-    if (code === 4401 && !this.refreshed) { this.refresh = this.refreshed = true; return this.down(why, code); }
+    const why = `${code} ${reason || this.said}`.trim();
+    if (code === 4401 && !this.refreshed) {
+      this.refresh = this.refreshed = true;
+      // The server lives, and a page shows what it perhaps must not: whoever has just been let in with new credentials waits.
+      const soon = this.state === 'open' && !this.loop.hinted && (!this.renewed || this.loop.lasted);
+      return this.down(why, code, soon);
+    }
     if (code === 4401 || FINAL.includes(code)) return this.deny(why, code);
     this.down(why, code);
   }
   /** @param {string} why @param {number} [code] */
-  deny(why, code) { this.drop(); this.set('denied', why, 0, code); }
-  /** @param {string} why @param {number} [code] */
-  down(why, code) {
+  deny(why, code) { this.drop(); this.on.lost(why); this.set('denied', why, 0, code); }
+  /** @param {string} why @param {number} [code] @param {boolean} [soon] at once, and without a timer, which may be slow in a hidden page */
+  down(why, code = 0, soon = false) {
     const hinted = this.loop.hinted > 0;
     this.drop();
+    this.on.lost(why);
+    if (this.refreshed) code = 4401; // until a server has said something else
     let wait = this.loop.down();
+    if (soon) {
+      this.nudged = this.hinted = false;
+      Object.assign(this, { why, code });
+      return void this.dial();
+    }
     if (this.nudged && !hinted) wait = Math.min(wait, Math.random() * 100);
     this.nudged = false;
     this.hinted = hinted;
@@ -551,6 +574,7 @@ class Link {
     if (this.state === 'connecting') return;
     this.drop();
     this.after(wait, () => this.dial());
+    this.on.lost('told to');
     this.set('waiting', 'told to', wait);
   }
 }
@@ -620,6 +644,7 @@ class Hub {
     }
     // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
     const tab = { ...m, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), remote, seen: now() };
+        lost: why => { this.last = why; this.counters.drops++; },
     this.tabs.set(m.id, tab);
     this.link.start(); // before the welcome, which says how that is
     if (!old && this.link.state === 'denied') this.link.redial(true); // it may have other credentials
@@ -660,7 +685,6 @@ class Hub {
     return Object.fromEntries('state why in code beat limits conn node'.split(' ').map(k => [k, this.link[k]]));
   }
   state() {
-    if (this.link.state === 'waiting' || this.link.state === 'denied') { this.last = this.link.why; this.counters.drops++; }
     if (this.link.state === 'denied') this.waiting = []; // the tabs fail them, and one may be the reason
     for (const tab of this.tabs.values()) tab.post({ t: 'state', ...this.status() });
   }
@@ -1597,7 +1621,8 @@ export class Subscription extends Listened {
 
 /**
  * Events, with what they are about in `detail`: `message`, `reset` and `ephemeral` of all subscriptions, `state`
- * ({state, in, why, code, mode, hub}), `update` (a page of another build of this file was opened), `error` ({topic,
+ * ({state, in, why, code, mode, hub}: why the connection was lost, and the close code, until there is another. Code 4401 is
+ * told at once when the user is logged out or a token has expired, while new credentials are tried), `update` (a page of another build of this file was opened), `error` ({topic,
  * error}: a subscription has ended).
  */
 export class Connection extends Listened {

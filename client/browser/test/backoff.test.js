@@ -53,19 +53,37 @@ test('only a stable connection clears the count', () => {
   }
 });
 
-test('a hint takes the place of the next window only, and of a narrower one only after a stable connection', () => {
+test('a hint takes the place of the next window only, and those after it are not narrower', () => {
   const l = new Loop({}, high);
   l.up(); time += 10000; l.hint(60000);
   assert.deepEqual(downs(l, 3), [60000, 30000, 30000]);
-  const short = new Loop({}, high);
-  short.up(); time += 10000; short.hint(100);
-  assert.equal(short.down(), 100);
-  const unstable = new Loop({}, high);
-  unstable.up(); unstable.hint(100);
-  assert.equal(unstable.down(), 5000, 'accept, goodbye, close is not a hot loop');
-  const years = new Loop({}, high);
-  years.up(); time += 10000; years.hint(1e15);
-  assert.equal(years.down(), 3600e3);
+  for (const [ms, want] of [[100, [100, 5000, 10000]], [20000, [20000, 20000, 30000]], [1e15, [3600e3, 30000, 30000]], [0, [5000, 10000, 20000]]]) {
+    const l = new Loop({}, high);
+    l.up(); time += 10000; l.hint(ms);
+    assert.deepEqual(downs(l, 3), want, ms);
+  }
+});
+
+test('a hint before the first connection does not narrow windows', () => {
+  const l = new Loop({}, high);
+  l.hint(10);
+  assert.deepEqual(downs(l, 3), [10, 500, 1000]);
+});
+
+test("a server's window counted only after a stable connection: in a rolling restart clients came back after 10 s instead of 1 s", () => {
+  const l = new Loop({}, high);
+  const goodbye = () => { l.up(); time += 2000; l.hint(1000); return l.down(); };
+  assert.deepEqual(Array.from({ length: 9 }, goodbye), [1000, 1000, 1000, 1000, 5000, 10000, 20000, 30000, 30000], 'as in Go; accept, goodbye, close is not a hot loop');
+  l.up(); time += 10000; l.down();
+  assert.equal(goodbye(), 1000, 'a stable connection ends the row');
+  l.up();
+  assert.deepEqual(downs(l, 2), [10000, 20000], 'goodbyes are no failures');
+});
+
+test('a server that says goodbye instead of a welcome makes no hot loop either', () => {
+  const l = new Loop({}, high);
+  const waits = Array.from({ length: 9 }, () => { l.hint(1); return l.down(); });
+  assert.deepEqual(waits, [1, 1, 1, 1, 500, 1000, 2000, 4000, 8000]);
 });
 
 test('10,000 clients at the cap are not in step', () => {

@@ -20,7 +20,7 @@ const last = () => sockets.at(-1);
 async function make(o = {}, url = 'ws://x/') {
   const env = { WebSocket: Socket, setTimeout: (...a) => setTimeout(...a), clearTimeout: t => clearTimeout(t) };
   events = [];
-  link = new Link(url, env, o, { token: async r => { events.push(`token ${r}`); return token(r); }, state: () => events.push(link.state), up() {}, down() { events.push('lost'); }, frame: f => events.push(f.t) });
+  link = new Link(url, env, o, { token: async r => { events.push(`token ${r}`); return token(r); }, state: () => events.push(link.state), up() {}, down() { events.push('lost'); }, lost() {}, frame: f => events.push(f.t) });
   link.start();
   await tick(0);
 }
@@ -115,6 +115,75 @@ test('4401: once with a new token, then denied; a welcome lets it be refreshed a
   last().open();
   last().end(4401);
   assert.equal(link.state, 'denied');
+});
+
+test('logged out, but for seconds it was waiting: after 4401 it is dialled at once, and the reason is told', async () => {
+  await make();
+  last().welcome();
+  await tick(2000);
+  last().end(4401, 'logged out');
+  assert.deepEqual([link.state, link.why, link.code], ['connecting', '4401 logged out', 4401]);
+  await tick(0);
+  assert.equal(sockets.length, 2);
+  last().end(1006);
+  assert.deepEqual([link.state, link.why, link.code], ['waiting', '1006', 4401], 'still: nobody has let us in');
+  await tick(link.in);
+  assert.deepEqual([link.state, link.code], ['connecting', 4401]);
+  last().open();
+  last().push({ t: 'error', code: 'unauthenticated', message: 'no session' });
+  last().end(4401);
+  assert.deepEqual([link.state, link.why, link.code], ['denied', '4401 no session', 4401]);
+  link.redial(true);
+  await tick(1000);
+  last().welcome();
+  assert.deepEqual([link.state, link.why, link.code], ['open', '', 0]);
+});
+
+test('a server that lets us in and logs us out is no hot loop', async () => {
+  await make();
+  let dials = 0;
+  for (let t = 0; t < 600e3; t += 1000) {
+    if (link.state === 'connecting') { dials++; last().welcome(); last().end(4401); }
+    await tick(1000);
+  }
+  assert.ok(dials < 30, dials);
+});
+
+test('after 4401 with a goodbye it waits as the server has asked', async () => {
+  await make();
+  last().welcome();
+  last().push({ t: 'goodbye', window: 3000 });
+  last().end(4401);
+  assert.deepEqual([link.state, link.in, link.code], ['waiting', 3000, 4401]);
+});
+
+test('the reason of a failed dial grew with each: 1006 1006 1006', async () => {
+  await make();
+  for (let i = 0; i < 3; i++) { last().end(1006); assert.equal(link.why, '1006'); await tick(link.in); }
+});
+
+test("a drain's window was not kept by a connection that was 2 s old", async () => {
+  await make();
+  for (let i = 0; i < 3; i++) { // one server after the other
+    last().welcome();
+    await tick(2000);
+    last().push({ t: 'goodbye', reason: 'drain', window: 1000 });
+    last().end(1012);
+    assert.equal(link.in, 1000);
+    await tick(1000);
+  }
+  last().end(1006); // and the last one is not up yet
+  assert.equal(link.in, 5000);
+});
+
+test("the server's window is not forgotten after a failed dial", async () => {
+  await make();
+  last().welcome();
+  await tick(20000);
+  last().push({ t: 'goodbye', reason: 'drain', window: 25000 });
+  const waits = [];
+  for (let i = 0; i < 3; i++) { last().end(1006); waits.push(link.in); await tick(link.in); }
+  assert.deepEqual(waits, [25000, 25000, 30000]);
 });
 
 test('a token that cannot be had costs no socket', async () => {
