@@ -130,6 +130,10 @@ export type Ephemeral = {
 };
 export type Event = Message | Reset | Ephemeral;
 export type Receipt = {
+    /**
+     * queued: it is not stored yet. The server keeps it until it can be
+     * stored, but not for ever: with the default Outbox for a minute, and not over a restart. Nothing more is said about it
+     */
     outcome: 'committed' | 'duplicate' | 'queued';
     /**
      * where it is stored; not if queued
@@ -180,7 +184,8 @@ export type State = 'connecting' | 'open' | 'waiting' | 'denied' | 'closed';
  * @typedef {Message | Reset | Ephemeral} Event
  *
  * @typedef {object} Receipt
- * @property {'committed' | 'duplicate' | 'queued'} outcome
+ * @property {'committed' | 'duplicate' | 'queued'} outcome queued: it is not stored yet. The server keeps it until it can be
+ *   stored, but not for ever: with the default Outbox for a minute, and not over a restart. Nothing more is said about it
  * @property {string} [pos] where it is stored; not if queued
  * @property {string} id
  *

@@ -612,6 +612,9 @@ class Asks {
   answer(m, what = m) { this.open.get(m.r)?.(what); this.open.delete(m.r); }
 }
 
+/** Codes that say that there is a limit, which is waited for or has ended something. */
+const LIMITS = ['too_fast', 'too_many_pending', 'too_many_topics'];
+
 class Hub {
   id = `${Date.now().toString(36)}-${rid()}`; // in the order of their births
   /** @type {Map<string, any>} */ tabs = new Map();
@@ -624,6 +627,7 @@ class Hub {
   window = 0; most = 0; grown = 0; seq = 0; ref = 0; holdAll = 0; unwanted = 0;
   counters = { entries: 0, resets: 0, repairs: 0, drops: 0, acked: 0, resent: 0 };
   last = '';
+  /** Of LIMITS, those that this connection has met. @type {string[]} */ limited = [];
   timer = none; sweep = none; wakes = 0;
 
   /** cast: posts to all at once, where that is possible; left is told which tab has gone.
@@ -640,11 +644,11 @@ class Hub {
       this.o = m.o; // of the first: others would need a socket of their own (trap 13)
       this.link = new Link(m.o.url, this.env, m.o.backoff, {
         token: refresh => this.token(refresh), state: () => this.state(), up: () => this.up(), down: () => this.down(), frame: f => this.frame(f),
+        lost: why => { this.last = why; this.counters.drops++; },
       });
     }
     // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
     const tab = { ...m, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), remote, seen: now() };
-        lost: why => { this.last = why; this.counters.drops++; },
     this.tabs.set(m.id, tab);
     this.link.start(); // before the welcome, which says how that is
     if (!old && this.link.state === 'denied') this.link.redial(true); // it may have other credentials
@@ -805,6 +809,7 @@ class Hub {
     const { link } = this;
     this.most = this.window = Math.min(link.limits.pending || 256, 1024);
     this.grown = this.holdAll = 0;
+    this.limited = [];
     for (const topic of this.topics.values()) topic.phase = 'wanted';
     this.flush();
   }
@@ -818,6 +823,10 @@ class Hub {
   /** @param {any} f */
   frame(f) {
     const topic = this.topics.get(f.topic), on = topic?.phase === 'on';
+    if (LIMITS.includes(f.code) && !this.limited.includes(f.code)) { // once for each connection, and where a developer looks: in the pages
+      this.limited.push(f.code);
+      for (const tab of this.tabs.values()) tab.post({ t: 'limit', code: f.code, message: f.message });
+    }
     switch (f.t) {
       case 'subscribed':
         if (topic?.phase !== 'asked' || topic.ref !== f.ref) return; // of one before
@@ -893,7 +902,7 @@ class Hub {
     for (const p of this.waiting) {
       const until = Math.max(this.holdAll, this.held.get(p.topic)?.until ?? 0);
       if (Date.now() - p.born > T.age) this.tell(p, { error: { code: 'expired' } }); // the server may have forgotten its id
-      else if (!this.fits(p.s)) this.tell(p, { error: { code: 'too_large' } });
+      else if (!this.fits(p.s)) this.tell(p, { error: { code: 'too_large', message: `more than ${this.link.limits.message} bytes` } });
       else if (until > t) { next = Math.min(next, until); kept.push(p); }
       else if (this.sent.size >= this.window || this.sent.has(p.id)) kept.push(p);
       else {
@@ -1321,6 +1330,7 @@ class Tab {
       case 'ask': return this.onAsk(m);
       case 'pong': if (this.mode === 'worker') this.heard = now(); return; // of a leader: see onChannel
       case 'info': return this.asks.answer(m);
+      case 'limit': this.env.console?.warn(`holdfast: the server limits this connection: ${m.code}${m.message ? `: ${m.message}` : ''}`); return;
       case 'fault': this.counters.faults++; this.fault = m.message; // a throw in a worker is seen nowhere else (trap 19)
     }
   }
@@ -1563,7 +1573,8 @@ function one(field, v, of) { if (!of.includes(v)) wrong(field, `one of ${of.join
  * @typedef {Message | Reset | Ephemeral} Event
  *
  * @typedef {object} Receipt
- * @property {'committed' | 'duplicate' | 'queued'} outcome
+ * @property {'committed' | 'duplicate' | 'queued'} outcome queued: it is not stored yet. The server keeps it until it can be
+ *   stored, but not for ever: with the default Outbox for a minute, and not over a restart. Nothing more is said about it
  * @property {string} [pos] where it is stored; not if queued
  * @property {string} id
  *

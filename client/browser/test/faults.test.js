@@ -557,3 +557,51 @@ test('keep: positions of all topics that there ever were stayed in the storage',
   const kept = Object.keys(JSON.parse(t.page.sessionStorage.getItem(internal.identity('ws://gw.test/ws', '') + 'pos')));
   assert.deepEqual(kept, Array.from({ length: 100 }, (_, i) => `room/${i + 20}`));
 });
+
+for (const share of ['worker', 'leader', 'none']) test(`${share}: logged out, but shown as waiting for seconds`, async () => {
+  const tabs = await start({ share, topics: ['a'], backoff: { base: 3600e3, cap: 3600e3, first: 3600e3 } }, 2);
+  const told = tabs.map(t => { const list = []; t.c.addEventListener('state', e => list.push(e.detail)); return list; });
+  world.server.refuse = () => 4401;
+  world.server.drop(4401, undefined, 'logged out');
+  await until(() => tabs.every(t => t.c.state === 'denied'));
+  for (const list of told) {
+    assert.deepEqual(list.map(({ state, why, code }) => [state, why, code]), [['connecting', '4401 logged out', 4401], ['denied', '4401 unauthenticated', 4401]]);
+  }
+  assert.match((await tabs[0].c.info()).hub.why, /^4401/);
+  assert.equal((await tabs[0].c.info()).hub.counters.drops, 2);
+  world.server.refuse = null;
+  tabs.forEach(t => t.c.reauth());
+  await opened(...tabs);
+});
+
+for (const share of ['worker', 'leader', 'none']) test(`${share}: that the server limited it was seen nowhere`, async () => {
+  const tabs = await start({ share, topics: ['a'] }, 2);
+  const lines = () => tabs.map(t => t.page.lines);
+  let n = 0;
+  world.server.answer = f => ++n % 2 ? { t: 'nack', outcome: 'not_stored', code: 'too_fast', message: '20 a second, gateway.Limits.Publishes', retry: 1 } : null;
+  world.server.forbid = f => f.topic === 'one more' && { code: 'too_many_topics', message: '128, gateway.Limits.Topics' };
+  const fast = 'holdfast: the server limits this connection: too_fast: 20 a second, gateway.Limits.Publishes';
+  const many = 'holdfast: the server limits this connection: too_many_topics: 128, gateway.Limits.Topics';
+  const publish = async () => { for (const t of tabs) await t.c.publish('a', 1); };
+  await publish();
+  await publish();
+  await until(() => lines().every(l => l.length));
+  assert.deepEqual(lines(), [[fast], [fast]], 'one line in each page for each connection');
+  await assert.rejects(tabs[0].c.subscribe('one more').ready, { code: 'too_many_topics', message: 'too_many_topics: 128, gateway.Limits.Topics' });
+  await until(() => lines()[0].length > 1);
+  assert.deepEqual(lines()[0], [fast, many]);
+  world.server.drop();
+  await until(() => world.server.conns.size === (share === 'none' ? 2 : 1) && tabs.every(t => t.c.state === 'open'));
+  await publish();
+  await until(() => lines().every(l => l.filter(x => x === fast).length === 2));
+});
+
+test('a publish that is behind younger ones is not kept longer for that', () => {
+  const hub = new internal.Hub({}), told = [], publish = (id, born) => ({ id, topic: 'a', s: '', born, tabs: new Set(['tab']) });
+  hub.link = { limits: {} };
+  hub.tabs.set('tab', { post: m => told.push([m.id, m.error.code]) });
+  hub.waiting = [publish('young', Date.now()), publish('old', Date.now() - internal.T.age - 1), publish('young too', Date.now())];
+  hub.publish();
+  assert.deepEqual(told, [['old', 'expired']]);
+  assert.deepEqual(hub.waiting.map(p => p.id), ['young', 'young too']);
+});

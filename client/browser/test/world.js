@@ -69,6 +69,8 @@ class Agent extends EventTarget {
     this.navigator = locks ? { locks: world.locks.client(this) } : {};
     this.location = { href: 'http://app.test/' };
     this.performance = { timeOrigin: Date.now() };
+    this.lines = [];
+    this.console = { warn: line => this.lines.push(line) };
     this.WebSocket = class extends Socket { constructor(url, protocol) { super(agent, url, protocol); } };
     this.BroadcastChannel = class extends BroadcastChannel {
       constructor(name) { super(world.name + name); agent.channels.add(this); this.unref(); }
@@ -274,7 +276,7 @@ export class Gateway {
   }
   gone(ws) { this.conns.delete(ws.conn); ws.conn = null; }
   /** Ends all connections, or one. */
-  drop(code = 1006, only) { for (const c of only ? [only] : [...this.conns]) { this.gone(c.ws); c.ws.end(code); } }
+  drop(code = 1006, only, reason) { for (const c of only ? [only] : [...this.conns]) { this.gone(c.ws); c.ws.end(code, reason); } }
   receive(c, text) {
     if (!this.conns.has(c) || this.dumb) return;
     const f = internal.decode(text);
