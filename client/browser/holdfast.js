@@ -22,7 +22,7 @@ const BUILD = import.meta.url ? build(import.meta.url) : ''; // a bundle may hav
 /** All times, in milliseconds. */
 const T = {
   hello: 300, dial: 15000, goodbye: 5000, probe: 1000, lease: 1000, ack: 30, ping: 10000, gone: 150000,
-  settle: 1500, age: 60000, token: 10000, info: 1000, unwanted: 5000,
+  settle: 1500, age: 60000, ages: 1000, token: 10000, info: 1000, unwanted: 5000, redial: 1000, fast: 1000,
 };
 /** From the best on. */
 const MODES = ['worker', 'leader', 'none'];
@@ -562,14 +562,14 @@ class Link {
   nudge() {
     if (this.open) return this.probe(Math.min(this.timeout || 5000, 5000));
     const wait = Math.random() * 100;
-    if (this.state === 'waiting' && !this.hinted && now() - this.dialled > 1000 && this.due - now() > wait) this.after(wait, () => this.dial());
+    if (this.state === 'waiting' && !this.hinted && now() - this.dialled > T.redial && this.due - now() > wait) this.after(wait, () => this.dial());
   }
-  /** At once, but not more than once in a second. */
+  /** At once, but not more often than T.redial allows. */
   redial(refresh = false) {
     if (this.state === 'closed') return;
     this.refresh ||= refresh;
     if (this.state === 'denied') this.refreshed = false;
-    const wait = this.dialled + 1000 - now();
+    const wait = this.dialled + T.redial - now();
     if (wait <= 0) return void this.dial();
     if (this.state === 'connecting') return;
     this.drop();
@@ -935,7 +935,7 @@ class Hub {
       if (f.code === 'too_fast' || f.code === 'too_many_pending') { // nothing to do with the topic
         this.window = 1;
         this.grown = 0;
-        if (now() >= this.holdAll) this.holdAll = now() + (retry + 1000);
+        if (now() >= this.holdAll) this.holdAll = now() + retry + T.fast;
       } else if (f.code === 'unavailable' || f.code === 'internal') {
         const h = this.held.get(p.topic) ?? { loop: new Loop({ first: 0 }), until: 0 };
         if (now() >= h.until) h.until = now() + Math.max(h.loop.down(), retry);
@@ -1502,7 +1502,7 @@ class Tab {
         this.fail('expired', '', p);
       }
       if (this.pending.size) this.age();
-    }, 1000);
+    }, T.ages);
   }
   /** @param {string} code @param {string} [message] @param {any} [one] */
   fail(code, message, one) {

@@ -7,7 +7,7 @@ import * as min from '../holdfast.min.js';
 import { World, sleep, until } from './world.js';
 
 const other = await import('../holdfast.js?v=abc');
-for (const x of [internal, other.internal]) Object.assign(x.T, { hello: 60, probe: 40, lease: 40, ack: 2, ping: 30, gone: 150, settle: 40 });
+for (const x of [internal, other.internal]) Object.assign(x.T, { hello: 60, probe: 40, lease: 40, ack: 2, ping: 30, gone: 150, settle: 40, ages: 20, redial: 100, fast: 60 });
 const backoff = { base: 5, first: 10, cap: 50, stable: 20 };
 let world;
 afterEach(() => world?.end());
@@ -373,7 +373,7 @@ for (const how of ['published', 'subscribed', 'was refused', 'was too fast']) {
     if (how.startsWith('was')) await sleep(50); // until it knows
     c.close();
     world.server.forbid = world.server.answer = null;
-    await sleep(how === 'was too fast' ? 1200 : 200); // it would have looked again by now
+    await sleep(internal.T.fast + 200); // it would have looked again by now
     const t = open(page);
     await opened(t);
     await t.c.subscribe('b').ready;
@@ -509,7 +509,7 @@ test('reauth before there was a Hub was forgotten; with cookies it showed the se
   await until(() => asked.includes(true));
   world.end();
   const [t] = await start();
-  await sleep(1000); // a dial a second
+  await sleep(internal.T.redial);
   t.c.reauth();
   await until(() => world.server.dials === 2);
   await opened(t);

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { Connection, internal } from '../holdfast.js';
 import { World, sleep, until } from './world.js';
 
-Object.assign(internal.T, { hello: 60, probe: 60, lease: 60, ack: 2, ping: 40, gone: 300, settle: 50 });
+Object.assign(internal.T, { hello: 60, probe: 60, lease: 60, ack: 2, ping: 40, gone: 300, settle: 50, ages: 20, redial: 100, fast: 60 });
 const ROUNDS = Number(process.env.ROUNDS ?? 2);
 
 for (const share of ['worker', 'leader', 'none']) for (let round = 0; round < ROUNDS; round++) {

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { Connection, internal } from '../holdfast.js';
 import { World, Gateway, sleep, until } from './world.js';
 
-Object.assign(internal.T, { hello: 60, probe: 40, lease: 40, ack: 2, ping: 30, gone: 150, settle: 40 });
+Object.assign(internal.T, { hello: 60, probe: 40, lease: 40, ack: 2, ping: 30, gone: 150, settle: 40, ages: 20, redial: 100, fast: 60 });
 const backoff = { base: 5, first: 10, cap: 50, stable: 20 };
 let world;
 afterEach(() => world?.end());
@@ -657,7 +657,7 @@ test('tabs of two PROTO numbers do not understand each other, and each goes its 
 
 test('reconnect dials anew for all, and not in a storm', async () => {
   const tabs = await start(3);
-  await sleep(1010);
+  await sleep(internal.T.redial + 10);
   for (const t of tabs) for (let i = 0; i < 10; i++) t.c.reconnect();
   await until(() => world.server.dials === 2);
   await ready(...tabs);
