@@ -956,7 +956,7 @@ class Hub {
 class Tab {
   id = rid();
   mode = ''; state = 'connecting'; detail = /** @type {any} */ ({});
-  hubId = ''; run = 0; numbers = 0; looked = 0;
+  hubId = ''; tried = ''; run = 0; numbers = 0; looked = 0;
   welcomed = none; a = none; tries = none; heard = none; asked = none; tick = none; live = none; few = none; slow = none; renew = none;
   /** Subscriptions by topic. @type {Map<string, any>} */ subs = new Map();
   /** Publishes that are not answered. @type {Map<string, any>} */ pending = new Map();
@@ -1073,6 +1073,7 @@ class Tab {
     this.ch = this.own = null;
     this.worker?.port.close();
     this.worker = null;
+    this.tried = '';
     for (const t of [this.helloTimer, this.settleTimer, this.ackTimer]) env.clearTimeout(t);
     this.ackTimer = undefined;
     env.clearInterval(this.timer);
@@ -1133,24 +1134,26 @@ class Tab {
       // ever (trap 2). Watchers have a dead one's lock for a moment, but shared (trap 23).
       const alive = await this.alive().catch(() => []);
       if (run !== this.run || this.mode !== 'worker') return;
-      gen = alive[0]?.gen ?? (this.dead ? `after=${this.dead}` : this.tries > 1 ? 'again' : '');
+      gen = alive[0]?.gen ?? (this.dead ? `after=${this.dead}` : this.tries > 2 ? 'again' : '');
     }
-    this.bye(); // perhaps it was only slow, and reads this after our hello
+    const name = this.name + gen;
+    if (name !== this.tried) this.bye(); // perhaps the other was only slow, and reads this after our hello
+    this.tried = name;
     this.worker?.port.close();
     this.welcomed = false;
     let w;
     try {
       // A name is identity and nothing else: with options in it there would be as many workers (trap 13).
-      w = this.worker = new env.SharedWorker(this.workerUrl, { type: 'module', name: this.name + gen });
+      w = this.worker = new env.SharedWorker(this.workerUrl, { type: 'module', name });
     } catch { return this.fallBack(); } // (trap 15)
     w.onerror = () => { if (this.worker === w && !this.welcomed) this.fallBack(); }; // CSP, 404, other options (trap 15)
     w.port.onmessage = (/** @type {any} */ e) => { if (this.worker === w) this.onHub(e.data); };
     this.post = (/** @type {any} */ m) => w.port.postMessage(m);
     this.hello();
     this.tries++;
-    this.helloTimer = env.setTimeout(() => { // it may die before it says welcome (trap 1)
+    this.helloTimer = env.setTimeout(() => { // it may die before it says welcome (trap 1), or take 2 s to start on a slow machine
       if (this.worker !== w || this.welcomed) return;
-      if (this.tries < 3) return this.joinWorker();
+      if (this.tries < 4) return this.joinWorker();
       this.slow ||= 1;
       this.fallBack();
     }, Math.min(3000, T.hello * 2 ** this.tries / 2));

@@ -605,3 +605,12 @@ test('a publish that is behind younger ones is not kept longer for that', () => 
   assert.deepEqual(told, [['old', 'expired']]);
   assert.deepEqual(hub.waiting.map(p => p.id), ['young', 'young too']);
 });
+
+test('a worker that took a second to start was taken for dead, and there were two', async () => {
+  world = new World();
+  const link = world.link.bind(world);
+  world.link = (w, port) => void setTimeout(() => link(w, port), 5 * internal.T.hello);
+  const t = open(world.page());
+  await opened(t);
+  assert.deepEqual([world.started, world.server.dials, (await t.c.info()).mode], [1, 1, 'worker']);
+});
