@@ -7,21 +7,11 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
+	"github.com/holdfast-ws/holdfast/internal/cputime"
 	"github.com/holdfast-ws/holdfast/replay"
 )
-
-// cpu returns the processor time that this process has used.
-func cpu() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
 
 var payload = make([]byte, 128)
 
@@ -104,12 +94,12 @@ func fan(b *testing.B, h *Hub, n int, got *counter) {
 	}
 	publish()
 	b.ResetTimer()
-	start := cpu()
+	start := cputime.Used()
 	for range b.N {
 		publish()
 	}
 	b.StopTimer()
-	b.ReportMetric(float64(cpu()-start)/float64(b.N)/float64(n), "cpu-ns/subscriber")
+	b.ReportMetric(float64(cputime.Used()-start)/float64(b.N)/float64(n), "cpu-ns/subscriber")
 }
 
 // A counter tells when n messages have been counted.

@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-ws/holdfast/internal/leak"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
@@ -1919,7 +1921,7 @@ func TestManyGoroutinesDoAnythingAtAnyTime(t *testing.T) {
 		}
 	})
 	steps := 3000
-	if testing.Short() {
+	if !verify.On() {
 		steps = 500
 	}
 	topic := func() string { return "t" + strconv.Itoa(rand.N(4)) }

@@ -10,13 +10,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 
 	"github.com/holdfast-ws/holdfast/client"
+	"github.com/holdfast-ws/holdfast/internal/cputime"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 	"github.com/holdfast-ws/holdfast/replay"
 )
@@ -75,11 +75,11 @@ func BenchmarkReceive(b *testing.B) {
 				}
 				best := time.Duration(1<<63 - 1)
 				for range 5 {
-					before := cpu()
+					before := cputime.Used()
 					if err := mode.run(url, messages); err != nil {
 						b.Fatal(err)
 					}
-					best = min(best, (cpu()-before)/time.Duration(messages))
+					best = min(best, (cputime.Used()-before)/time.Duration(messages))
 				}
 				if mode.name == "bare" {
 					bare = best
@@ -91,15 +91,6 @@ func BenchmarkReceive(b *testing.B) {
 		}
 		srv.Close()
 	}
-}
-
-// cpu returns the processor time that this process has used.
-func cpu() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // A hijacker remembers the connection that is taken over.

@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/heartbeat"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 const tick = 50 * time.Millisecond // of the heartbeat
@@ -453,7 +454,7 @@ func TestADayWithANetworkThatFailsEveryHour(t *testing.T) {
 // more often than nudges and backoff allow.
 func TestRandomActions(t *testing.T) {
 	seeds := uint64(60)
-	if testing.Short() {
+	if !verify.On() {
 		seeds = 20
 	}
 	for seed := range seeds {

@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/heartbeat"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 	"github.com/holdfast-ws/holdfast/replay"
 )
@@ -772,7 +773,7 @@ func (c *strict) act(topics []string) {
 
 func TestManyClientsAtRandom(t *testing.T) {
 	seeds, duration := 2, 30*time.Second
-	if testing.Short() {
+	if !verify.On() {
 		seeds = 1
 	}
 	for seed := range seeds {

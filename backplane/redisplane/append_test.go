@@ -24,6 +24,7 @@ import (
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/internal/faultproxy"
 	"github.com/holdfast-ws/holdfast/internal/redistest"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
@@ -1169,7 +1170,7 @@ func TestManyWhoAppendAndGiveUpAtRandomGetReceiptsThatAreTrue(t *testing.T) {
 	t.Logf("seed %d", seed)
 	const publishers, topics = 64, 3
 	messages := 100
-	if testing.Short() {
+	if !verify.On() {
 		messages = 40
 	}
 	outcomes := make([][]backplane.Receipt, publishers)
@@ -1305,7 +1306,7 @@ func TestReadsAgreeWithANaiveModel(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	steps := 1500
-	if testing.Short() {
+	if !verify.On() {
 		steps = 500
 	}
 	for _, limits := range []replay.Limits{

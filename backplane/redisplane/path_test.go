@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-ws/holdfast/internal/faultproxy"
 	"github.com/holdfast-ws/holdfast/internal/redistest"
 	"github.com/holdfast-ws/holdfast/internal/torture"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
@@ -130,7 +131,7 @@ func TestThePathOverRealSocketsAndARealRedisKeepsThePromise(t *testing.T) {
 		server: redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always"),
 	}
 	p := torture.Plan{
-		Seed: *tortureSeed, Length: *tortureLength, Nodes: 3, Topics: 4, Subscribers: 20, Publishers: 8,
+		Seed: *tortureSeed, Length: length(), Nodes: 3, Topics: 4, Subscribers: 20, Publishers: 8,
 		Retention: 190, HubRetention: 200, Pace: 0.1, Sweep: 500 * time.Millisecond,
 	}
 	out := torture.RunPath(p, w, newRealFabric(t, p.Nodes))
@@ -138,7 +139,7 @@ func TestThePathOverRealSocketsAndARealRedisKeepsThePromise(t *testing.T) {
 	for _, what := range slices.Sorted(maps.Keys(out.Faults)) {
 		kinds = append(kinds, fmt.Sprint(out.Faults[what], " ", what))
 	}
-	t.Logf("seed %d, %v: %s (%s); %s; converged in %v", p.Seed, p.Length, out, strings.Join(kinds, ", "), out.Path, out.Converged.Round(time.Millisecond))
+	verify.Report(t, "seed %d, %v: %s (%s); %s; converged in %v", p.Seed, p.Length, out, strings.Join(kinds, ", "), out.Path, out.Converged.Round(time.Millisecond))
 	if len(out.Violations) > 0 {
 		t.Error(out.Explain())
 	}

@@ -10,13 +10,25 @@ import (
 	"github.com/holdfast-ws/holdfast/internal/faultproxy"
 	"github.com/holdfast-ws/holdfast/internal/redistest"
 	"github.com/holdfast-ws/holdfast/internal/torture"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
 var (
-	tortureLength = flag.Duration("torture.length", 15*time.Second, "how long Redis and the nodes are hurt")
+	tortureLength = flag.Duration("torture.length", 0, "how long Redis and the nodes are hurt; 0 for 5 s, or 15 s in make verify")
 	tortureSeed   = flag.Uint64("torture.seed", 1, "for the faults")
 )
+
+// length is how long a torture takes.
+func length() time.Duration {
+	switch {
+	case *tortureLength > 0:
+		return *tortureLength
+	case verify.On():
+		return 15 * time.Second
+	}
+	return 5 * time.Second
+}
 
 // A redisWorld is one Redis, and a proxy in front of it for each node.
 type redisWorld struct {
@@ -51,9 +63,9 @@ func (w *redisWorld) Heal() {
 func wait(d time.Duration) { <-time.After(d) }
 
 func (w *redisWorld) Fault(rnd *rand.Rand, note func(string), lose func()) {
-	if *tortureLength > time.Minute && time.Since(w.shown) > 10*time.Second {
+	if length() > time.Minute && time.Since(w.shown) > 10*time.Second {
 		w.shown = time.Now()
-		w.t.Logf("%v of %v", time.Since(w.began).Round(time.Second), *tortureLength)
+		w.t.Logf("%v of %v", time.Since(w.began).Round(time.Second), length())
 	}
 	proxy := w.proxies[rnd.IntN(len(w.proxies))]
 	d := time.Duration(rnd.Int64N(int64(800 * time.Millisecond)))
@@ -114,11 +126,11 @@ func TestThreeHubsOnARealRedisKeepThePromise(t *testing.T) {
 		server: redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always"),
 	}
 	p := torture.Plan{
-		Seed: *tortureSeed, Length: *tortureLength, Nodes: 3, Topics: 4, Subscribers: 20, Publishers: 8,
+		Seed: *tortureSeed, Length: length(), Nodes: 3, Topics: 4, Subscribers: 20, Publishers: 8,
 		Retention: 190, HubRetention: 200, Pace: 0.1, Sweep: 500 * time.Millisecond,
 	}
 	out := torture.Run(p, w)
-	t.Logf("seed %d, %v: %s; converged %v after the last fault; %v", p.Seed, p.Length, out, out.Converged.Round(time.Millisecond), out.Faults)
+	verify.Report(t, "seed %d, %v: %s; converged %v after the last fault; %v", p.Seed, p.Length, out, out.Converged.Round(time.Millisecond), out.Faults)
 	if len(out.Violations) > 0 {
 		t.Error(out.Explain())
 	}

@@ -49,7 +49,7 @@ var table = Table{
 	"internal/verify":    nil,
 	"internal/webdriver": {"github.com/coder/websocket"}, // a protocol over WebSocket
 	"internal/wire":      {"./replay"},
-	"internal/wsrig":     nil,
+	"internal/wsrig":     {"./internal/cputime"},
 	"examples/...": {
 		"./backoff", "./backplane", "./client", "./heartbeat", "./replay", "./internal/retryafter", "./internal/wire",
 		"github.com/coder/websocket",

@@ -24,7 +24,7 @@ type Mutant struct {
 }
 
 // Run plants each of the mutants by itself in the package in the current folder
-// and runs its tests that match the regular expression tests. They must pass
+// and runs its tests that match the regular expression tests, with -short. They must pass
 // without a bug and fail with any. It uses the go command's overlay and changes no
 // file.
 //
@@ -88,7 +88,7 @@ func Run(t *testing.T, tests string, mutants ...Mutant) {
 
 // try runs the tests with an overlay, or without one if it is empty.
 func try(t *testing.T, tests, overlay string) ([]byte, error) {
-	args := []string{"test", "-count=1", "-timeout=12s", "-vet=off", "-run", tests}
+	args := []string{"test", "-short", "-count=1", "-timeout=12s", "-vet=off", "-run", tests}
 	if overlay != "" {
 		args = append(args, "-overlay", overlay)
 	}

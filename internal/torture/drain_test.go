@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
 	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
@@ -308,7 +309,7 @@ func TestADrainedNodeLosesNothingAndSpreadsItsClients(t *testing.T) {
 			t.Errorf("dials from %v to %v after the begin, want them spread over %v", from.Sub(began), to.Sub(began), window)
 		}
 		deliveries := c.stop(heads)
-		t.Logf("simulated %d clients that moved within %v: at most %d dials in 100 ms, the mean is %.1f; %d failed; %d deliveries, none lost or repeated",
+		verify.Report(t, "simulated %d clients that moved within %v: at most %d dials in 100 ms, the mean is %.1f; %d failed; %d deliveries, none lost or repeated",
 			clients, to.Sub(began).Round(10*time.Millisecond), most, mean, failed, deliveries)
 	})
 }
@@ -384,7 +385,7 @@ func TestAResumeStormReadsEachTopicOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := storm(t, clients, topics)
 		r.check(t, clients, topics)
-		t.Logf("simulated %d clients on %d topics: %v reads of the broker, all caught up after %v, at most %d dials in a second",
+		verify.Report(t, "simulated %d clients on %d topics: %v reads of the broker, all caught up after %v, at most %d dials in a second",
 			clients, topics, r.reads, r.caughtUp.Round(time.Millisecond), r.peak)
 	})
 }

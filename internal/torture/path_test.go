@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/holdfast-ws/holdfast/internal/memnet"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 var (
@@ -44,7 +45,7 @@ func TestPath(t *testing.T) {
 			t.Errorf("seed %d: %d times a frame did not follow", i, out.Path.Repairs)
 		}
 	}
-	t.Log(sum)
+	verify.Report(t, "%v", sum)
 }
 
 // A bug between Hub and client that loses or repeats frames is found out by the client,
@@ -61,7 +62,7 @@ func TestPathThatEatsFrames(t *testing.T) {
 	if sum.path.Repairs == 0 {
 		t.Error("nothing had to be repaired")
 	}
-	t.Log(sum)
+	verify.Report(t, "%v", sum)
 }
 
 // A pathSum is some runs.

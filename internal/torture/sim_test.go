@@ -4,33 +4,33 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/internal/leak"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
 var (
-	seeds  = flag.Int("torture.seeds", 0, "how many seeds to simulate; 0 for some, or many with HOLDFAST_VERIFY=1")
+	seeds  = flag.Int("torture.seeds", 0, "how many seeds to simulate; 0 for some, or many in make verify")
 	seed   = flag.Uint64("torture.seed", 1, "the first of them")
 	length = flag.Duration("torture.length", 2*time.Minute, "virtual time of each, with faults")
 )
 
 // many returns how much of a simulation is run: as much as a flag says, if it is not 0;
-// with -short what planted bugs need; and otherwise what make test has time for, or with
-// HOLDFAST_VERIFY=1 what make verify has.
-func many(flag, short, test, verify int) int {
+// with -short what planted bugs need; otherwise what make test has time for, or in
+// make verify what that has time for.
+func many(flag, short, test, long int) int {
 	switch {
 	case flag > 0:
 		return flag
 	case testing.Short():
 		return short
-	case os.Getenv("HOLDFAST_VERIFY") == "1":
-		return verify
+	case verify.On():
+		return long
 	}
 	return test
 }
@@ -68,6 +68,6 @@ func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("simulated %d seeds of Hubs, %v of virtual time in %v: %d acknowledged and %d unsure publishes, %d deliveries checked, %d Resets, %d faults, %d violations",
+	verify.Report(t, "simulated %d seeds of Hubs, %v of virtual time in %v: %d acknowledged and %d unsure publishes, %d deliveries checked, %d Resets, %d faults, %d violations",
 		n, virtual.Round(time.Second), time.Since(start).Round(time.Millisecond), acked, unsure, deliveries, resets, faults, violations)
 }

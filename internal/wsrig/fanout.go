@@ -15,8 +15,9 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/cputime"
 )
 
 // A Fan makes a server that sends messages to all of its connections.
@@ -105,13 +106,9 @@ func fanServer(f Fanner, j fanJob) {
 		case "broadcast":
 			f.Broadcast(j.Burst, j.Size)
 		}
-		var u syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-			panic(err)
-		}
 		out.Encode(fanStats{
 			Addr: listener.Addr().String(), Greeting: f.Greeting, Ready: f.Ready(), Goroutines: runtime.NumGoroutine(),
-			RSS: rss(), CPU: time.Duration(u.Utime.Nano() + u.Stime.Nano()),
+			RSS: rss(), CPU: cputime.Used(),
 		})
 	}
 }

@@ -25,6 +25,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/cputime"
 )
 
 // A Mode makes a server that pings its connections with an interval and gives up
@@ -109,13 +111,9 @@ func server(handler http.Handler, pings func() int) {
 			runtime.GC()
 			debug.FreeOSMemory()
 		}
-		var u syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-			panic(err)
-		}
 		out.Encode(serverStats{
 			Addr: listener.Addr().String(), Pings: pings(), Goroutines: runtime.NumGoroutine(),
-			RSS: rss(), CPU: time.Duration(u.Utime.Nano() + u.Stime.Nano()),
+			RSS: rss(), CPU: cputime.Used(),
 		})
 	}
 }
