@@ -364,8 +364,13 @@ func TestWhoIsClosedInTimeIsNotSlow(t *testing.T) {
 		if end := s.end(); end.code != wire.CloseUnauthorized {
 			t.Error(end)
 		}
+		begin := time.Now()
+		s.br.ReadByte()
+		if d := time.Since(begin); d < lingering-10*time.Millisecond { // it has that time to answer, whatever Limits.Write says
+			t.Errorf("cut after %v", d)
+		}
 		time.Sleep(time.Minute)
-		if st := r.gw.Stats(); st.Connections != 0 || st.Slow != 0 {
+		if st := r.gw.Stats(); st.Connections != 0 || st.Slow != 0 || st.Closed != 1 {
 			t.Errorf("%+v", st)
 		}
 	})
