@@ -13,13 +13,14 @@ import (
 	"net"
 	"net/http"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/heartbeat"
@@ -345,6 +346,14 @@ func (r *rig) publish(topic, data string) replay.Position {
 		r.t.Fatal(err)
 	}
 	return receipt.Pos
+}
+
+// holds fails the test if a topic does not hold exactly this.
+func (r *rig) holds(topic string, want ...string) {
+	r.t.Helper()
+	if d := cmp.Diff(want, r.stored(topic)); d != "" {
+		r.t.Errorf("stored (-want +got):\n%s", d)
+	}
 }
 
 // stored returns all messages of a topic.
@@ -1096,9 +1105,7 @@ func TestPublishesWhileTheBackplaneHangs(t *testing.T) {
 				t.Errorf("%s", f.Append(nil))
 			}
 		}
-		if got := r.stored("x"); !slices.Equal(got, []string{`"1"`, `"2"`, `"3"`, `"4"`, `"5"`, `"6"`}) {
-			t.Errorf("stored: %s", got)
-		}
+		r.holds("x", `"1"`, `"2"`, `"3"`, `"4"`, `"5"`, `"6"`)
 	})
 }
 

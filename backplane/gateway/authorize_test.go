@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
 	"github.com/holdfast-ws/holdfast/internal/wire"
@@ -101,8 +103,8 @@ func TestEverythingIsAsked(t *testing.T) {
 		slices.Sort(want) // some are at the same time
 		got := g.questions()
 		slices.Sort(got)
-		if !slices.Equal(got, want) {
-			t.Errorf("asked: %q", got)
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("asked (-want +got):\n%s", d)
 		}
 	})
 }
@@ -150,12 +152,10 @@ func TestAMessageIsShownBeforeItIsPublished(t *testing.T) {
 			}
 		}
 		want := []string{`1 k {"from":"anna"}`, "2  I am anna", "3  anna", `  {"typing":"anna"}`, `5  {"from":"bert"}`, `  {"typing":"bert"}`}
-		if !slices.Equal(got, want) {
-			t.Errorf("asked about %q", got)
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("asked about (-want +got):\n%s", d)
 		}
-		if got, want := r.stored("x"), []string{`{"from":"anna"}`, "I am anna", "anna", `"the server may"`}; !slices.Equal(got, want) {
-			t.Errorf("stored: %q", got)
-		}
+		r.holds("x", `{"from":"anna"}`, "I am anna", "anna", `"the server may"`)
 	})
 }
 
@@ -192,9 +192,7 @@ func TestNothingHappensThatIsNotAllowed(t *testing.T) {
 			}
 			r.publish("x", "4")
 			s.alive() // and got nothing
-			if got := r.stored("x"); !slices.Equal(got, []string{"1", "2", "4"}) {
-				t.Errorf("stored: %q", got)
-			}
+			r.holds("x", "1", "2", "4")
 			if st := r.gw.Stats(); st.Subscriptions != 0 || r.hub.Stats().Subscribers != 0 || (st.AuthorizeErrors == 5) != (c.code == wire.Unavailable) {
 				t.Errorf("%+v", st)
 			}
@@ -325,8 +323,8 @@ func TestNothingBelowTheFloorIsSeen(t *testing.T) {
 				}
 				got = append(got, data(f)...)
 			}
-			if !slices.Equal(got, c.want) {
-				t.Errorf("%s: %q", c.ask, got)
+			if d := cmp.Diff(c.want, got); d != "" {
+				t.Errorf("%s (-want +got):\n%s", c.ask, d)
 			}
 			s.conn.Close()
 		}
@@ -476,8 +474,8 @@ func TestPermissionIsAskedForAgain(t *testing.T) {
 				if how == "in time" {
 					want = append(want, "subscribe bert x again", "subscribe bert y again")
 				}
-				if !slices.Equal(asked, want) {
-					t.Errorf("%v, %s: asked %q", c.err, how, asked)
+				if d := cmp.Diff(want, asked); d != "" {
+					t.Errorf("%v, %s: asked (-want +got):\n%s", c.err, how, d)
 				}
 				if c.gone != "" {
 					if f := s.expect(wire.Unsubscribed); f.Topic != "x" || f.Code != c.gone || f.Ref != 0 {

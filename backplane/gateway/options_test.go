@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/heartbeat"
 	"github.com/holdfast-ws/holdfast/internal/wire"
@@ -22,8 +24,8 @@ func TestDefaults(t *testing.T) {
 			Hello: 10 * time.Second, Incoming: 10 * time.Second, Write: 10 * time.Second, Authorize: 10 * time.Second,
 		}
 		o := r.gw.opts
-		if o.Limits != want {
-			t.Errorf("%+v", o.Limits)
+		if d := cmp.Diff(want, o.Limits); d != "" {
+			t.Errorf("Limits (-want +got):\n%s", d)
 		}
 		if o.Recheck != 15*time.Minute || DefaultRecheck != 15*time.Minute {
 			t.Errorf("Recheck %v", o.Recheck)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/internal/wire"
@@ -76,8 +77,8 @@ func TestPublishesKeepTheirOrder(t *testing.T) {
 			}
 			last[i%3] = f.Pos.Seq
 		}
-		if !slices.Equal(got, want) {
-			t.Errorf("answered: %q", got)
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("answered (-want +got):\n%s", d)
 		}
 		if st := r.gw.Stats(); st.Published != n || st.NotPublished != 0 {
 			t.Errorf("%+v", st)
@@ -175,9 +176,7 @@ func TestAPublishIsQueuedWhereThereIsAnOutbox(t *testing.T) {
 		}
 		bp.set(0, nil)
 		time.Sleep(20 * time.Second)
-		if got := r.stored("x"); !slices.Equal(got, []string{"1"}) {
-			t.Errorf("stored: %q", got)
-		}
+		r.holds("x", "1")
 	})
 }
 
@@ -216,9 +215,7 @@ func TestWhatIsPublishedIsCopied(t *testing.T) {
 		for range want {
 			s.expect(wire.Ack)
 		}
-		if got := r.stored("x"); !slices.Equal(got, want) {
-			t.Errorf("%q", got)
-		}
+		r.holds("x", want...)
 	})
 }
 
@@ -284,9 +281,7 @@ func TestPublishesOfWhoHasLeft(t *testing.T) {
 		time.Sleep(time.Second)
 		bp.appends.open()
 		time.Sleep(time.Second)
-		if got := r.stored("x"); !slices.Equal(got, []string{"0"}) {
-			t.Errorf("stored: %q", got)
-		}
+		r.holds("x", "0")
 		s = r.welcome("anna")
 		for i := range 5 {
 			f := s.ask(fmt.Sprintf(`{"t":"publish","id":"%d","topic":"x","data":%d}`, i, i), wire.Ack)
@@ -294,8 +289,6 @@ func TestPublishesOfWhoHasLeft(t *testing.T) {
 				t.Errorf("%s", f.Append(nil))
 			}
 		}
-		if got := r.stored("x"); !slices.Equal(got, []string{"0", "1", "2", "3", "4"}) {
-			t.Errorf("stored: %q", got)
-		}
+		r.holds("x", "0", "1", "2", "3", "4")
 	})
 }
