@@ -212,7 +212,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer g.wg.Done() // the place that enter took
 	defer func() {
 		if p := recover(); p != nil {
-			c.finish(fmt.Errorf("gateway: panic: %v", p))
+			c.finish(fmt.Errorf("%w: %v", errPanic, p))
 			panic(p)
 		}
 	}()
