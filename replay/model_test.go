@@ -237,11 +237,11 @@ type duel struct {
 }
 
 func newDuel(rnd *rand.Rand, seen map[string]int) *duel {
-	pick := func(ns ...int) int { return ns[rnd.IntN(len(ns))] }
+	pick := func(ns ...int64) int64 { return ns[rnd.IntN(len(ns))] }
 	limits := Limits{
-		Entries: pick(-1, 1, 2, 3, 7, 8, 9, 30),
-		Bytes:   int64(pick(-1, 1, 20, 100, 1000)),
-		Age:     []time.Duration{-1, -1, 1, time.Second, time.Minute, time.Hour}[rnd.IntN(6)],
+		Entries: int(pick(-1, 1, 2, 3, 7, 8, 9, 30)),
+		Bytes:   pick(-1, 1, 20, 100, 1000),
+		Age:     time.Duration(pick(-1, -1, 1, int64(time.Second), int64(time.Minute), int64(time.Hour))),
 	}
 	if limits.Entries < 0 && limits.Age < 0 && limits.Bytes < 0 {
 		limits.Entries = 50 // the model is slow
@@ -259,7 +259,7 @@ func newDuel(rnd *rand.Rand, seen map[string]int) *duel {
 	for range 8 {
 		var lag *Lag
 		if rnd.IntN(3) > 0 {
-			lag = &Lag{Entries: rnd.IntN(6) - 1, Bytes: int64(pick(-1, 0, 5, 50)), Conflate: rnd.IntN(2) == 0}
+			lag = &Lag{Entries: rnd.IntN(6) - 1, Bytes: pick(-1, 0, 5, 50), Conflate: rnd.IntN(2) == 0}
 		}
 		d.cursors = append(d.cursors, d.log.Cursor(d.model.head, lag))
 	}
