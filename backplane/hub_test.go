@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -1804,8 +1803,8 @@ func TestLimitsAreAskedForOncePerTopicAndKept(t *testing.T) {
 			publish(t, h, "x", strconv.Itoa(i))
 		}
 		gets(t, s, "reset(trimmed 2) 2 3 4")
-		if !slices.Equal(asked, []string{"x"}) {
-			t.Errorf("asked for %q", asked)
+		if diff := cmp.Diff([]string{"x"}, asked); diff != "" {
+			t.Errorf("asked for (-want +got):\n%s", diff)
 		}
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/holdfast-ws/holdfast/replay"
 )
 
@@ -48,8 +49,8 @@ func (l *ledger) check(t *testing.T, want ...string) {
 	// There is no order across topics.
 	slices.SortStableFunc(l.all, func(a, b string) int { return strings.Compare(a[:strings.Index(a, " ")], b[:strings.Index(b, " ")]) })
 	slices.SortStableFunc(want, func(a, b string) int { return strings.Compare(a[:strings.Index(a, " ")], b[:strings.Index(b, " ")]) })
-	if !slices.Equal(l.all, want) {
-		t.Errorf("Done was told\n%s\nwant\n%s", strings.Join(l.all, "\n"), strings.Join(want, "\n"))
+	if diff := cmp.Diff(want, l.all, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("what Done was told (-want +got):\n%s", diff)
 	}
 }
 
@@ -119,8 +120,8 @@ func TestTheOutboxKeepsTheOrderOfATopicAndTheIDs(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		gets(t, s, "1 2 3 4")
 		l.check(t, "x 1 committed", "x 2 committed", "x 3 committed", "x 4 committed")
-		if !slices.Equal(l.ids, ids) {
-			t.Errorf("IDs %q, want %q", l.ids, ids)
+		if diff := cmp.Diff(ids, l.ids); diff != "" {
+			t.Errorf("IDs (-want +got):\n%s", diff)
 		}
 		if st := h.Stats(); st.Queued != 0 || st.QueuedBytes != 0 {
 			t.Errorf("%+v", st)

@@ -263,7 +263,7 @@ func TestPollerReturnsACursorOnceForEachArm(t *testing.T) {
 		idle.Value, behind.Value = "idle", "behind"
 		other.Append("", []byte("x"))
 		p.Arm(idle, behind)
-		wait := func(want ...any) {
+		wait := func(want ...any) { // of nothing it is nil, as got
 			t.Helper()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/holdfast-ws/holdfast/internal/leak"
 )
 
@@ -172,19 +173,19 @@ func TestBoundariesOfReading(t *testing.T) {
 		at := fill(l, 10) // stored: 7 8 9 10
 		other := New(Limits{}).Last(0)
 		type answer struct {
-			reason Reason
-			missed uint64
-			data   string
+			Reason Reason
+			Missed uint64
+			Data   string
 		}
 		check := func(reason string, p Position, want answer) {
 			t.Helper()
 			data, gap := after(l, p)
-			got := answer{data: data}
+			got := answer{Data: data}
 			if gap != nil {
 				got = answer{gap.Reason, gap.Missed, data}
 				oldest, head := l.Bounds()
-				if gap.Want != p || gap.Oldest != oldest || gap.Head != head {
-					t.Errorf("%s: %+v, want positions %+v, %+v, %+v", reason, *gap, p, oldest, head)
+				if diff := cmp.Diff(&GapError{Reason: want.Reason, Want: p, Oldest: oldest, Head: head, Missed: want.Missed}, gap); diff != "" {
+					t.Errorf("%s: the gap (-want +got):\n%s", reason, diff)
 				}
 				if gap.Error() == "" || !strings.HasPrefix(gap.Error(), "replay: ") {
 					t.Errorf("%s: message %q", reason, gap)
@@ -193,15 +194,15 @@ func TestBoundariesOfReading(t *testing.T) {
 					t.Errorf("%s: reading on at Oldest: %v", reason, again)
 				}
 			}
-			if got != want {
-				t.Errorf("%s: got %+v, want %+v", reason, got, want)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s: (-want +got):\n%s", reason, diff)
 			}
 		}
 
 		check("caught up", at[10], answer{})
-		check("one behind", at[9], answer{data: "10"})
-		check("at the oldest stored", at[7], answer{data: "8 9 10"})
-		check("one before the oldest", at[6], answer{data: "7 8 9 10"})
+		check("one behind", at[9], answer{Data: "10"})
+		check("at the oldest stored", at[7], answer{Data: "8 9 10"})
+		check("one before the oldest", at[6], answer{Data: "7 8 9 10"})
 		check("two before the oldest", at[5], answer{ReasonTrimmed, 1, ""})
 		check("at the start", at[0], answer{ReasonTrimmed, 6, ""})
 		check("no position is not position 0", Position{}, answer{ReasonNone, 0, ""})
@@ -225,7 +226,7 @@ func TestBoundariesOfReading(t *testing.T) {
 		check("the head's number with another tag on an emptied log", forged(at[10]), answer{ReasonForked, 0, ""})
 		check("ahead on an emptied log", Position{at[0].Epoch, 11, 1}, answer{ReasonAhead, 0, ""})
 		at = append(at, fill(l, 1)[1])
-		check("after an emptied log went on", at[10], answer{data: "1"})
+		check("after an emptied log went on", at[10], answer{Data: "1"})
 		check("one before that", at[9], answer{ReasonTrimmed, 1, ""})
 
 		l.Reset(Position{})
@@ -240,7 +241,7 @@ func TestBoundariesOfReading(t *testing.T) {
 		if first != (Position{head.Epoch, 1, first.Tag}) {
 			t.Errorf("the first after the reset is %+v", first)
 		}
-		check("the first append after a reset", head, answer{data: "1"})
+		check("the first append after a reset", head, answer{Data: "1"})
 		check("a reader from before the reset, later", at[11], answer{ReasonEpoch, 0, ""})
 
 		to := Position{77, 1000, 5}
@@ -251,7 +252,7 @@ func TestBoundariesOfReading(t *testing.T) {
 		if v := l.Insert(Entry{Pos: Position{77, 1001, 6}, Prev: 5, Data: []byte("x")}); v != Appended {
 			t.Errorf("inserting the entry after a reset: %v", v)
 		}
-		check("reset to a position: and on", to, answer{data: "x"})
+		check("reset to a position: and on", to, answer{Data: "x"})
 	})
 }
 
