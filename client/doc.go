@@ -112,4 +112,9 @@
 // For other servers than a gateway there is no queue of messages that were not sent, there
 // are no receipts, subscriptions or resuming: these need a protocol that both sides speak.
 // Messages written shortly before a connection was lost may or may not have arrived.
+//
+// It does not build for browsers (GOOS=js), on purpose: there a WebSocket has no headers, so
+// no Authorization, does not tell the status that a server has answered with, on which
+// [Decide] rests, and can neither ping nor be cut off, on which the heartbeat and Close rest.
+// Pages have client/browser, which works without these, and shares a connection between tabs.
 package client
