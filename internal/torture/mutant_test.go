@@ -34,7 +34,7 @@ func TestPathFindsPlantedBugs(t *testing.T) {
 		{Why: "the client takes frames of the old subscription for those of the new", File: subscription,
 			Old: "if s != nil && s.phase == following {", New: "if s != nil && (s.phase == following || s.phase == asked) {"},
 		{Why: "the client does not subscribe again after the connection was lost", File: client,
-			Old: "		c.wants = append(c.wants, s)\n", New: ""},
+			Old: "		c.wants.Push(s)\n", New: ""},
 		{Why: "the client sends a message again with another ID", File: publish,
 			Old: "		p.progress = Waiting\n", New: "		if p.progress = Waiting; p.tries > 0 {\n			f := wire.Frame{}\n			wire.Decode(p.frame, &f)\n			f.ID += \"'\"\n			p.id, p.frame = f.ID, f.Append(nil)\n		}\n"},
 		{Why: "the client does not send again what was not answered", File: client,
