@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 const longest = time.Duration(math.MaxInt64)
@@ -367,8 +368,8 @@ func TestAttemptsWaitsTheDelayOfTheAttemptBefore(t *testing.T) {
 			}
 		}
 		ms := time.Millisecond
-		if want := []time.Duration{0, 500 * ms, 1500 * ms, 3500 * ms}; !slices.Equal(at, want) {
-			t.Errorf("attempts at %v, want %v", at, want)
+		if diff := cmp.Diff([]time.Duration{0, 500 * ms, 1500 * ms, 3500 * ms}, at); diff != "" {
+			t.Errorf("times of attempts (-want +got):\n%s", diff)
 		}
 	})
 }

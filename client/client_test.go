@@ -650,9 +650,7 @@ func TestOnStateIsToldInOrder(t *testing.T) {
 		c := g.client(func(o *client.Options) { o.OnState = func(s client.State) { j.add("%v", s) } })
 		time.Sleep(5 * time.Minute)
 		c.Close(t.Context())
-		if j.String() != "Ready Connecting Ready Connecting Ready Closing Closed" {
-			t.Error(j.String())
-		}
+		same(t, "states", strings.Fields("Ready Connecting Ready Connecting Ready Closing Closed"), j.all())
 	})
 }
 

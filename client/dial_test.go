@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-ws/holdfast/backoff"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
@@ -205,8 +206,8 @@ func TestTheDialTimeoutGrowsWithTheBackoff(t *testing.T) {
 					break
 				}
 			}
-			if !slices.Equal(got, tt.want) {
-				t.Errorf("%s: the dials took %v, want %v", tt.name, got, tt.want)
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("%s: the dials took (-want +got):\n%s", tt.name, diff)
 			}
 		})
 	}
@@ -253,8 +254,11 @@ func TestALimiterIsAskedBeforeEachAttempt(t *testing.T) {
 				break
 			}
 		}
-		if want := "[prepare session full prepare session]"; fmt.Sprint(order) != want || n != 3 || r.network.Dials() != 2 {
-			t.Errorf("%v, %d calls, %d dials", order, n, r.network.Dials())
+		if diff := cmp.Diff([]string{"prepare", "session", "full", "prepare", "session"}, order); diff != "" {
+			t.Errorf("the order of events (-want +got):\n%s", diff)
+		}
+		if n != 3 || r.network.Dials() != 2 {
+			t.Errorf("%d calls, %d dials", n, r.network.Dials())
 		}
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/internal/memnet"
@@ -294,8 +295,14 @@ func gets(t testing.TB, s *client.Subscription, want string) {
 	for range strings.Fields(want) {
 		got = append(got, strings.ReplaceAll(next(s), " ", "_"))
 	}
-	if out := strings.Join(got, " "); out != want {
-		t.Errorf("%s: got %s, want %s", s.Topic(), out, want)
+	same(t, "events of "+s.Topic(), strings.Fields(want), got)
+}
+
+// same fails the test if got is not want.
+func same[T any](t testing.TB, what string, want, got T) {
+	t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
 }
 

@@ -12,8 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/holdfast-ws/holdfast/client"
 	"github.com/holdfast-ws/holdfast/internal/wire"
 )
@@ -82,13 +80,11 @@ func TestDataTravelsAsWhatItIs(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(time.Second)
-		want := ""
+		var want []string
 		for _, s := range []string{`JSON:"{\"a\":[1]}"`, `JSON:"null"`, `JSON:"\"x\""`, `text:"hello"`, `text:""`, `text:"a\x00\"b"`, `binary:"\xff\x00"`} {
-			want += " publish:" + s + " ephemeral:" + s
+			want = append(want, "publish:"+s, "ephemeral:"+s)
 		}
-		if got := j.String(); got != want[1:] {
-			t.Errorf("got  %s\nwant %s", got, want[1:])
-		}
+		same(t, "the server got", want, j.all())
 	})
 }
 
@@ -142,12 +138,8 @@ func TestWhatIsNotAnsweredIsSentAgain(t *testing.T) {
 		for _, p := range all {
 			got = append(got, outcome(p))
 		}
-		if s := strings.Join(got, " "); s != "committed committed duplicate duplicate duplicate duplicate" {
-			t.Error(s)
-		}
-		if j.String() != "1 2 3 4 5 | 3 4 5 6" {
-			t.Error(j.String())
-		}
+		same(t, "outcomes", strings.Fields("committed committed duplicate duplicate duplicate duplicate"), got)
+		same(t, "the server got", strings.Fields("1 2 3 4 5 | 3 4 5 6"), j.all())
 		if st := c.Stats(); st.Resent != 3 || st.Published != 6 {
 			t.Errorf("%+v", st)
 		}
@@ -394,9 +386,7 @@ func TestARefusalForTheMomentKeepsTheOrder(t *testing.T) {
 					t.Error(got)
 				}
 			}
-			if got := strings.Join(stored, " "); got != numbers(1, 100) {
-				t.Errorf("%s: stored %s", code, got)
-			}
+			same(t, code+": stored", strings.Fields(numbers(1, 100)), stored)
 			if frames > 100+64+25 { // one at a time is tried
 				t.Errorf("%s: %d frames", code, frames)
 			}
@@ -660,9 +650,7 @@ func TestAQueueThatBlocks(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		close(start)
 		callers.Wait()
-		if got := strings.Join(stored, " "); got != "1 2 3 4 6 7 8 9 11 12 13 14 16 17 18 19" {
-			t.Error(got)
-		}
+		same(t, "stored", strings.Fields("1 2 3 4 6 7 8 9 11 12 13 14 16 17 18 19"), stored)
 	})
 }
 
@@ -696,9 +684,7 @@ func TestASmallMessageWaitsBehindAGreatOne(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 		callers.Wait()
-		if got := strings.Join(stored, " "); got != "first great small" {
-			t.Error(got)
-		}
+		same(t, "stored", []string{"first", "great", "small"}, stored)
 	})
 }
 
@@ -927,9 +913,7 @@ func TestAMessageThatIsSentAgainExpiresInTime(t *testing.T) {
 			<-p.Done()
 			got = append(got, time.Since(began))
 		}
-		if diff := cmp.Diff([]time.Duration{age, time.Second + age, 4*time.Second + age}, got); diff != "" {
-			t.Errorf("they expire after (-want +got):\n%s", diff)
-		}
+		same(t, "they expire after", []time.Duration{age, time.Second + age, 4*time.Second + age}, got)
 		if got := outcome(all[1]); got != "unknown: client: no answer in time" {
 			t.Error(got)
 		}

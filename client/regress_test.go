@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
 	"github.com/holdfast-ws/holdfast/client"
@@ -398,9 +397,7 @@ func TestWhyASessionEndedIsInAttributes(t *testing.T) {
 			`INFO msg="websocket: connection lost" url=ws://gateway.test/ws session=2 code=1012 reason="` + long + `" lasted=1h0m0s`,
 			`ERROR msg="websocket: session ended for good" url=ws://gateway.test/ws session=3 code=4403 reason=forbidden lasted=0s err="client: the server says forbidden: not you"`,
 		}
-		if diff := cmp.Diff(want, ends); diff != "" {
-			t.Errorf("the log (-want +got):\n%s", diff)
-		}
+		same(t, "the log", want, ends)
 	})
 }
 
@@ -440,9 +437,7 @@ func TestALimitIsInTheLogOnce(t *testing.T) {
 			`INFO msg="client: a limit of the server is reached" session=1 code=too_many_topics topic=a limit=128 option=gateway.Limits.Topics message="more topics than are allowed (128, gateway.Limits.Topics)"`,
 			`INFO msg="client: a limit of the server is reached" session=1 code=too_fast limit=20 option=gateway.Limits.Publishes message="20, gateway.Limits.Publishes: slow down\\nplease"`,
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("the log (-want +got):\n%s", diff)
-		}
+		same(t, "the log", want, got)
 	})
 }
 
