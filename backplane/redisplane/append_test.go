@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/holdfast-ws/holdfast/backplane"
@@ -383,8 +385,8 @@ func TestALargeEntryOnlyRings(t *testing.T) {
 			got = append(got, string(e.Data))
 		}
 	}
-	if !slices.Equal(got, []string{large, large[1:]}) {
-		t.Errorf("the subscriber got %q", got)
+	if diff := cmp.Diff([]string{large, large[1:]}, got); diff != "" {
+		t.Errorf("the subscriber got (-want +got):\n%s", diff)
 	}
 }
 
@@ -979,13 +981,12 @@ func TestKeysAndDataAreAnyBytes(t *testing.T) {
 	}
 	same := func(all []replay.Entry) {
 		t.Helper()
-		if len(all) != len(want) {
-			t.Fatalf("%d entries, want %d", len(all), len(want))
+		var got []backplane.Message
+		for _, e := range all {
+			got = append(got, backplane.Message{Key: e.Key, Data: e.Data})
 		}
-		for i, e := range all {
-			if e.Key != want[i].Key || !bytes.Equal(e.Data, want[i].Data) {
-				t.Errorf("entry %d is another", i)
-			}
+		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(backplane.Message{}, "ID"), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("the messages are (-want +got):\n%s", diff)
 		}
 	}
 	same(readAll(t, p, "t"))
@@ -1294,10 +1295,11 @@ func (m model) want(i int, tail bool, b replay.Budget) []replay.Entry {
 	return m[i : i+n]
 }
 
-func same(a, b []replay.Entry) bool {
-	return slices.EqualFunc(a, b, func(a, b replay.Entry) bool {
+// diff compares entries, but for their times. There are many: each is one comparison.
+func diff(want, got []replay.Entry) string {
+	return cmp.Diff(want, got, cmpopts.EquateEmpty(), cmp.Comparer(func(a, b replay.Entry) bool {
 		return a.Pos == b.Pos && a.Prev == b.Prev && a.Key == b.Key && bytes.Equal(a.Data, b.Data)
-	})
+	}))
 }
 
 func TestReadsAgreeWithANaiveModel(t *testing.T) {
@@ -1379,12 +1381,14 @@ func TestReadsAgreeWithANaiveModel(t *testing.T) {
 						fail("the tail ends at %v", got)
 					}
 				}
-				if all := m.want(0, true, b); !same(page.Entries, all) {
-					// Fewer only if all that is stored was returned.
-					n := len(page.Entries)
-					if n > len(all) || !same(page.Entries, all[len(all)-n:]) {
-						fail("the tail with %+v has %d entries, want %d", b, n, len(all))
-					}
+				all, n := m.want(0, true, b), len(page.Entries)
+				if n > len(all) {
+					fail("the tail with %+v has %d entries, want %d", b, n, len(all))
+				}
+				if d := diff(all[len(all)-n:], page.Entries); d != "" {
+					fail("the tail with %+v is (-want +got):\n%s", b, d)
+				}
+				if n < len(all) { // only if all that is stored was returned
 					before := replay.Position{Epoch: epoch}
 					if i := len(m) - n - 1; i >= 0 {
 						before = m[i].Pos
@@ -1410,8 +1414,8 @@ func TestReadsAgreeWithANaiveModel(t *testing.T) {
 				var gap *replay.GapError
 				switch {
 				case err == nil:
-					if page.Head != m[len(m)-1].Pos || !same(page.Entries, m.want(i, false, b)) {
-						fail("after %v with %+v there are %d entries up to %v, want %d", after, b, len(page.Entries), page.Head, len(m.want(i, false, b)))
+					if d := diff(m.want(i, false, b), page.Entries); page.Head != m[len(m)-1].Pos || d != "" {
+						fail("after %v with %+v the head is %v, and there is (-want +got):\n%s", after, b, page.Head, d)
 					}
 				case !errors.As(err, &gap) || gap.Reason != replay.ReasonTrimmed || gap.Want != after || gap.Head != m[len(m)-1].Pos ||
 					gap.Oldest.Seq <= after.Seq || gap.Oldest != m[gap.Oldest.Seq-1].Pos || gap.Missed != gap.Oldest.Seq-after.Seq:

@@ -3,10 +3,12 @@ package redisplane
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/internal/redistest"
@@ -79,8 +81,8 @@ func TestTagsAreSpreadEvenlyOverTheSlots(t *testing.T) {
 			}
 		}
 		// All processes of a service must have the same.
-		if !slices.Equal(all, tags(n)) {
-			t.Errorf("tags(%d) differs from call to call", n)
+		if diff := cmp.Diff(all, tags(n)); diff != "" {
+			t.Errorf("tags(%d) differs from call to call (-first +second):\n%s", n, diff)
 		}
 	}
 }
@@ -188,6 +190,9 @@ func readAll(t testing.TB, p *Plane, topic string) []replay.Entry {
 	return page.Entries
 }
 
+// sorted compares names whatever their order.
+var sorted = cmpopts.SortSlices(func(a, b string) bool { return a < b })
+
 // The scripts build names too, and the documentation of this package has them.
 func TestTheScriptsBuildTheSameNames(t *testing.T) {
 	server := redistest.Start(t)
@@ -214,10 +219,8 @@ func TestTheScriptsBuildTheSameNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		slices.Sort(got)
-		slices.Sort(want)
-		if !slices.Equal(got, want) {
-			t.Errorf("topic %q has the keys %q, want %q", topic, got, want)
+		if diff := cmp.Diff(want, got, sorted); diff != "" {
+			t.Errorf("topic %q has the keys (-want +got):\n%s", topic, diff)
 		}
 	}
 	// The channel.
@@ -228,9 +231,9 @@ func TestTheScriptsBuildTheSameNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := client.PubSubChannels(ctx, "*").Result()
-	slices.Sort(got)
-	if want := []string{channelKey(prefix, 0, "a:b{c}"), probeKey(prefix, p.node)}; err != nil || !slices.Equal(got, want) {
-		t.Errorf("the channels are %q, want %q", got, want)
+	want := []string{channelKey(prefix, 0, "a:b{c}"), probeKey(prefix, p.node)}
+	if diff := cmp.Diff(want, got, sorted); err != nil || diff != "" {
+		t.Errorf("%v, the channels are (-want +got):\n%s", err, diff)
 	}
 	if _, err := p.Append(bounded(t), "a:b{c}", backplane.Message{Data: []byte("hello")}); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/holdfast-ws/holdfast/backplane"
@@ -145,13 +146,8 @@ func (s *subscriber) expect(want ...string) {
 			s.seen = append(s.seen, string(e.Data))
 		}
 	}
-	if !slices.Equal(s.seen, want) {
-		for i := range want {
-			if i >= len(s.seen) || s.seen[i] != want[i] {
-				s.t.Fatalf("the subscriber saw %d, want %d; number %d is %.200q", len(s.seen), len(want), i, s.seen[min(i, len(s.seen)):min(i+3, len(s.seen))])
-			}
-		}
-		s.t.Fatalf("the subscriber saw %d, want %d", len(s.seen), len(want))
+	if diff := cmp.Diff(want, s.seen); diff != "" {
+		s.t.Fatalf("the subscriber saw (-want +got):\n%s", diff)
 	}
 	s.seen = nil
 }
@@ -863,8 +859,8 @@ func TestAFailoverThatLosesMessagesIsToldToThoseWhoHadThem(t *testing.T) {
 		}
 		return got
 	}
-	if got := naive(at[6]); !slices.Equal(got, []string{"b7"}) {
-		t.Errorf("without tags there would be %q", got)
+	if diff := cmp.Diff([]string{"b7"}, naive(at[6])); diff != "" {
+		t.Errorf("without tags there would be (-want +got):\n%s", diff)
 	}
 }
 
@@ -912,8 +908,8 @@ func TestAFailureWhoseTextIsNewIsLogged(t *testing.T) {
 	fail(1, func() error { return said("NOPERM this user has no permissions to access one of the channels") })
 	fail(6, read)
 	fail(5, func() error { return io.EOF })
-	if want := []int{1, 2, 4, 6, 7, 8, 16}; !slices.Equal(told, want) {
-		t.Errorf("those that were logged are %v, want %v", told, want)
+	if diff := cmp.Diff([]int{1, 2, 4, 6, 7, 8, 16}, told); diff != "" {
+		t.Errorf("those that were logged are (-want +got):\n%s", diff)
 	}
 	s, told = series{}, nil
 	fail(1000, func() error { port++; return fmt.Errorf("number %d", port) })
