@@ -29,11 +29,12 @@ func TestMain(m *testing.M) {
 	leak.Main(m, leak.Dropped)
 }
 
-// quick has short times, so that tests need not wait.
+// quick has short times, so that tests need not wait; but not where a busy machine might
+// need longer.
 func quick(entries int) *Options {
 	limits := replay.Limits{Entries: entries, Bytes: 1 << 26}
 	return &Options{
-		Probe: 200 * time.Millisecond, Timeout: 2 * time.Second,
+		Probe: 200 * time.Millisecond, Timeout: patience,
 		Limits: func(string) replay.Limits { return limits },
 	}
 }
