@@ -648,11 +648,12 @@ class Hub {
       });
     }
     // Each frame has the number of the hello that it is for: one of an earlier hello would move the tab back (trap 22).
-    const tab = { ...m, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), remote, seen: now() };
+    const tab = { ...m, post: (/** @type {any} */ x) => raw({ ...x, a: m.a }), stop: new AbortController(), remote, seen: now(), ask: none };
     this.tabs.set(m.id, tab);
     this.link.start(); // before the welcome, which says how that is
     if (!old && this.link.state === 'denied') this.link.redial(true); // it may have other credentials
     tab.post({ t: 'welcome', v: PROTO, hub: this.id, lock, o: this.o, build: BUILD, state: this.status() });
+    if (old?.ask && this.asked.open.has(old.ask.r)) tab.post(tab.ask = old.ask); // what was asked before is not heard (trap 22)
     if (m.presence) watch(this.env.navigator.locks, m.presence, 'exclusive', tab.stop.signal, () => this.detach(m.id, tab));
     else this.sweep ??= this.env.setInterval(() => { // no locks: whoever says nothing for long is gone (trap 18)
       for (const t of this.tabs.values()) if (!t.presence && now() - t.seen > T.gone) this.detach(t.id);
@@ -668,6 +669,7 @@ class Hub {
     this.tabs.delete(id);
     tab.stop.abort();
     this.left(id);
+    if (tab.ask) this.asked.answer(tab.ask, null); // another is asked at once
     for (const topic of this.topics.values()) this.leave(topic, id);
     if (this.tabs.size) return;
     this.close();
@@ -731,7 +733,7 @@ class Hub {
     await null; // a tab knows us after its welcome only
     const tabs = [...this.tabs.values()].filter(t => t.token).reverse().sort((a, b) => +(b.id === first) - +(a.id === first) || +b.vis - +a.vis);
     for (const tab of tabs) {
-      const m = await this.asked.ask(T.token, r => tab.post({ t: 'ask', r, refresh }));
+      const m = await this.asked.ask(T.token, r => tab.post(tab.ask = { t: 'ask', r, refresh }));
       if (m?.error) throw new Error(m.error);
       if (m) return m.token;
     }

@@ -614,3 +614,27 @@ test('a worker that took a second to start was taken for dead, and there were tw
   await opened(t);
   assert.deepEqual([world.started, world.server.dials, (await t.c.info()).mode], [1, 1, 'worker']);
 });
+
+test('a tab that said hello again while its token was asked for was not asked again, and all waited for 10 s', async () => {
+  world = new World();
+  const link = world.link.bind(world);
+  world.link = (w, port) => void setTimeout(() => link(w, port), 5 * internal.T.hello);
+  const t = open(world.page(), { token: () => 'x' });
+  await opened(t);
+  assert.deepEqual([world.server.dials, world.server.hello.token], [1, 'x']);
+});
+
+test('a tab that closed while its token was asked for was waited for for 10 s', async () => {
+  world = new World();
+  let asked = 0;
+  const token = () => { asked++; return new Promise(() => {}); };
+  const other = open(world.page(), { token: () => 'x' });
+  await opened(other);
+  const t = open(world.page(), { token });
+  await until(async () => (await other.c.info()).hub.tabs === 2);
+  world.server.drop();
+  await until(() => asked); // who came last
+  t.c.close();
+  await until(() => world.server.dials === 2);
+  await opened(other);
+});
