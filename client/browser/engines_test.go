@@ -23,21 +23,28 @@ func (webkit) Processes() []int { return nil }
 
 func (b webkit) Open(ctx context.Context, url string) (page, error) { return b.WebKit.Open(ctx, url) }
 
+// one lets one case at a time have the browser.
+func one(b engine) chan *engine {
+	engines := make(chan *engine, 1)
+	engines <- &b
+	return engines
+}
+
 // What TestTabs tries in Chromium, in other browsers as far as they can be told to.
 func TestOtherEngines(t *testing.T) {
 	if !*engines {
 		t.Skip("SKIPPED: Firefox and WebKit are tried by make test-engines")
 	}
 	t.Run("Firefox", func(t *testing.T) {
-		testTabs(t, &engine{name: "Firefox", start: func() (other, error) {
+		testTabs(t, one(engine{name: "Firefox", start: func() (other, error) {
 			b, err := webdriver.StartFirefox()
 			return firefox{b}, err
-		}})
+		}}))
 	})
 	t.Run("WebKit", func(t *testing.T) {
-		testTabs(t, &engine{name: "WebKit", start: func() (other, error) {
+		testTabs(t, one(engine{name: "WebKit", start: func() (other, error) {
 			b, err := webdriver.StartWebKit()
 			return webkit{b}, err
-		}})
+		}}))
 	})
 }

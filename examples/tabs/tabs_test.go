@@ -61,8 +61,12 @@ type tab struct {
 // watch is run in each page before its own scripts.
 const watch = `addEventListener('securitypolicyviolation', e => console.log('not allowed:', e.violatedDirective, e.blockedURI));`
 
-func browse(t *testing.T, b *chromium.Browser, name string, debug bool, f func(s *site)) {
+// browse runs a case in a browser, which no other has meanwhile.
+func browse(t *testing.T, browsers chan *chromium.Browser, name string, debug bool, f func(s *site)) {
 	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		b := <-browsers
+		defer func() { browsers <- b }()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		s := &site{t: t, ctx: ctx, debug: debug}
@@ -187,13 +191,13 @@ func (s *site) alive(ts []*tab) (alive []*tab) {
 }
 
 func TestTabs(t *testing.T) {
-	b, err := chromium.Start(chromium.Find(t), "--window-size=1000,890", "--hide-scrollbars", "--disable-popup-blocking")
-	if err != nil {
-		t.Fatal(err)
+	bs := chromium.Several(t, "--window-size=1000,890", "--hide-scrollbars", "--disable-popup-blocking")
+	browsers := make(chan *chromium.Browser, len(bs))
+	for _, b := range bs {
+		browsers <- b
 	}
-	defer b.Close()
 
-	browse(t, b, "ten tabs, one connection", false, func(s *site) {
+	browse(t, browsers, "ten tabs, one connection", false, func(s *site) {
 		ts := s.tabs(10, "/?share=worker")
 		s.listed(10, ts...)
 		ts[3].send("Hello, <b>everybody</b>!")
@@ -220,7 +224,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "the worker is killed", true, func(s *site) {
+	browse(t, browsers, "the worker is killed", true, func(s *site) {
 		ts := s.tabs(4, "/")
 		ts[1].eval("kill.click()", nil)
 		ts[1].until("dials.textContent === '2'")
@@ -235,7 +239,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "the leader is closed", false, func(s *site) {
+	browse(t, browsers, "the leader is closed", false, func(s *site) {
 		ts := s.tabs(3, "/?share=leader")
 		s.listed(3, ts...)
 		ts[0].until("document.querySelector('#tabs li.you').textContent.includes('leads')")
@@ -252,7 +256,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "not shared, and shared with nobody else", false, func(s *site) {
+	browse(t, browsers, "not shared, and shared with nobody else", false, func(s *site) {
 		for i := range 3 {
 			t := s.open("/?share=none")
 			t.until(fmt.Sprintf("sharing.textContent === '1' && document.getElementById('open').textContent === '%d'", i+1))
@@ -266,7 +270,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "a tab stands still", false, func(s *site) {
+	browse(t, browsers, "a tab stands still", false, func(s *site) {
 		ts := s.tabs(3, "/")
 		s.must(ts[0].Freeze(s.ctx, true))
 		ts[1].eval("block.click()", nil)
@@ -284,7 +288,7 @@ func TestTabs(t *testing.T) {
 		}
 	})
 
-	browse(t, b, "the buttons", false, func(s *site) {
+	browse(t, browsers, "the buttons", false, func(s *site) {
 		one := s.tabs(1, "/")[0]
 		one.eval("nine.click()", nil)
 		one.until("said.textContent === 'Nine tabs came, the connection is the same.'")
@@ -298,7 +302,7 @@ func TestTabs(t *testing.T) {
 	})
 
 	// Then what was got does not go on, and this is said.
-	browse(t, b, "another server", false, func(s *site) {
+	browse(t, browsers, "another server", false, func(s *site) {
 		ts := s.tabs(2, "/")
 		needBundle(s.t)
 		r := s.open("/react")
@@ -319,7 +323,7 @@ func TestTabs(t *testing.T) {
 		s.listed(3, ts...)
 	})
 
-	browse(t, b, "ten lines", false, func(s *site) {
+	browse(t, browsers, "ten lines", false, func(s *site) {
 		one, two := s.open("/ten"), s.open("/ten")
 		for i, t := range []*tab{one, two} {
 			t.until("window.box?.onchange")
@@ -334,7 +338,7 @@ func TestTabs(t *testing.T) {
 	})
 
 	for _, path := range []string{"/react", "/react?dev"} {
-		browse(t, b, "React"+strings.TrimPrefix(path, "/react"), false, func(s *site) { testReact(s, path) })
+		browse(t, browsers, "React"+strings.TrimPrefix(path, "/react"), false, func(s *site) { testReact(s, path) })
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -90,6 +91,24 @@ func Start(path string, flags ...string) (b *Browser, err error) {
 		}
 	}
 	return b, err
+}
+
+// Several starts as many browsers as a test should use at a time: each of its cases waits
+// for half of its time. They end with the test. Without a Chromium the test is skipped, as
+// Find says.
+func Several(t testing.TB, flags ...string) []*Browser {
+	t.Helper()
+	path := Find(t)
+	bs := make([]*Browser, min(4, runtime.GOMAXPROCS(0)))
+	for i := range bs {
+		b, err := Start(path, flags...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(b.Close)
+		bs[i] = b
+	}
+	return bs
 }
 
 var errGone = errors.New("the browser is gone")
@@ -476,39 +495,55 @@ func (b *Browser) renderers(ctx context.Context) (map[int]float64, error) {
 	return seconds, err
 }
 
-// KillWorker kills the process in which the only shared worker runs, as the system does
-// when memory is short. That may be a tab's process, too, which then is gone: calls for
-// it fail. Chromium does not say which that is, so the worker is made to burn processor
-// time first, and the process that has burnt it is the one.
-func (b *Browser) KillWorker(ctx context.Context) error {
+// KillWorkers kills the processes in which shared workers run, as the system does when
+// memory is short. Such a process may be that of a tab, too, which then is gone: calls for
+// it fail. There has to be a worker.
+func (b *Browser) KillWorkers(ctx context.Context) error {
 	ids, err := b.workers(ctx)
 	if err != nil {
 		return err
 	}
-	if len(ids) != 1 {
-		return fmt.Errorf("%d shared workers run", len(ids))
+	if len(ids) == 0 {
+		return errors.New("no shared worker runs")
 	}
+	<-time.After(400 * time.Millisecond) // loading pages takes processor time, too
+	var pids []int
+	for _, id := range ids {
+		pid, err := b.process(ctx, id)
+		if err != nil {
+			return err
+		}
+		pids = append(pids, pid)
+	}
+	slices.Sort(pids)
+	for _, pid := range slices.Compact(pids) {
+		err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	return err
+}
+
+// process returns the process of a target. Chromium does not say which that is, so the
+// target is made to burn processor time, and the process that has burnt it is the one.
+func (b *Browser) process(ctx context.Context, target string) (pid int, err error) {
 	var w struct{ SessionID string }
-	if err := b.Call(ctx, "", "Target.attachToTarget", map[string]any{"targetId": ids[0], "flatten": true}, &w); err != nil {
-		return err
+	if err := b.Call(ctx, "", "Target.attachToTarget", map[string]any{"targetId": target, "flatten": true}, &w); err != nil {
+		return 0, err
 	}
-	<-time.After(400 * time.Millisecond) // loading pages burns some, too
-	pid := 0
 	for ms := 300; pid == 0; ms *= 2 { // on a busy machine it gets less time than it wants
 		if ms > 5000 {
-			return errors.New("no renderer has burnt the time")
+			return 0, errors.New("no renderer has burnt the time")
 		}
 		before, err := b.renderers(ctx)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		burn := map[string]any{"expression": fmt.Sprintf("for (const end = performance.now() + %d; performance.now() < end;);", ms)}
 		if err := b.Call(ctx, w.SessionID, "Runtime.evaluate", burn, nil); err != nil {
-			return err
+			return 0, err
 		}
 		after, err := b.renderers(ctx)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		most, second := 0.15, 0.0 // seconds; with less, or with another that is near it, it is a guess
 		for id, s := range after {
@@ -524,8 +559,5 @@ func (b *Browser) KillWorker(ctx context.Context) error {
 		}
 	}
 	// A session that is open would be carried over to the worker's successor.
-	if err := b.Call(ctx, "", "Target.detachFromTarget", map[string]any{"sessionId": w.SessionID}, nil); err != nil {
-		return err
-	}
-	return syscall.Kill(pid, syscall.SIGKILL)
+	return pid, b.Call(ctx, "", "Target.detachFromTarget", map[string]any{"sessionId": w.SessionID}, nil)
 }

@@ -74,7 +74,7 @@ func TestABrowser(t *testing.T) {
 	must(one.Eval(ctx, "window.answer = 0; w.port.postMessage(1)", nil))
 	must(one.Until(ctx, "window.answer === 2"))
 	must(one.Eval(ctx, "Promise.resolve(7)", new(int)))
-	must(b.KillWorker(ctx)) // and with it the tab that has started it
+	must(b.KillWorkers(ctx)) // and with it the tab that has started it
 	for ids := []string{""}; len(ids) > 0; {
 		ids, err = b.workers(ctx)
 		must(err)
