@@ -5,6 +5,8 @@ package browser_test
 import (
 	"context"
 	"flag"
+	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/holdfast-ws/holdfast/internal/webdriver"
@@ -32,16 +34,29 @@ func one(b engine) chan *engine {
 
 // What TestTabs tries in Chromium, in other browsers as far as they can be told to.
 func TestOtherEngines(t *testing.T) {
-	if !*engines {
-		t.Skip("SKIPPED: Firefox and WebKit are tried by make test-engines")
+	if !*engines && os.Getenv("HOLDFAST_VERIFY") != "1" {
+		t.Skip("SKIPPED: make verify runs this: Firefox and WebKit")
+	}
+	installed := func(t *testing.T, names ...string) {
+		for _, name := range names {
+			if _, err := exec.LookPath(name); err == nil {
+				return
+			}
+		}
+		if *engines {
+			t.Fatalf("none of %v is on PATH", names)
+		}
+		t.Skipf("SKIPPED: none of %v is on PATH", names) // nobody has to have them
 	}
 	t.Run("Firefox", func(t *testing.T) {
+		installed(t, "firefox", "firefox-esr")
 		testTabs(t, one(engine{name: "Firefox", start: func() (other, error) {
 			b, err := webdriver.StartFirefox()
 			return firefox{b}, err
 		}}))
 	})
 	t.Run("WebKit", func(t *testing.T) {
+		installed(t, "WebKitWebDriver")
 		testTabs(t, one(engine{name: "WebKit", start: func() (other, error) {
 			b, err := webdriver.StartWebKit()
 			return webkit{b}, err
