@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/holdfast-ws/holdfast/backplane"
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
 	"github.com/holdfast-ws/holdfast/client/browser"
@@ -595,8 +596,9 @@ func (s *site) echoed(ts ...*tab) {
 	for _, t := range ts {
 		t.until(fmt.Sprintf("(got.pub ?? []).length >= %d", len(stored)))
 		var got []string
-		if t.eval("got.pub", &got); !slices.Equal(got, stored) {
-			s.t.Errorf("%s: has %d of pub, not the %d that are stored", t.name, len(got), len(stored))
+		t.eval("got.pub", &got)
+		if diff := cmp.Diff(stored, got); diff != "" {
+			s.t.Errorf("%s: of pub it has not what is stored (-want +got):\n%s", t.name, diff)
 		}
 		t.clean()
 	}
@@ -992,8 +994,8 @@ func testTabs(t *testing.T, engines chan *engine) {
 			s.connected(2)
 			s.dialled(2)
 			s.mu.Lock()
-			if s.users["bob"] != 1 || s.users["bobby"] != 1 {
-				s.t.Errorf("connections: %v", s.users)
+			if diff := cmp.Diff(map[string]int{"bob": 1, "bobby": 1}, s.users); diff != "" {
+				s.t.Errorf("connections of users (-want +got):\n%s", diff)
 			}
 			s.mu.Unlock()
 			for i := range 50 {
@@ -1122,8 +1124,9 @@ func testTabs(t *testing.T, engines chan *engine) {
 				await say(() => c.publish('pub', nested(61)).then(r => r.outcome));
 				return errs;
 			})()`, &errs)
-			if want := "bad_input data,bad_input data,bad_input last,bad_input from,bad_input floor,taken: \"committed\""; strings.Join(errs, ",") != want {
-				s.t.Errorf("%q, want %s", errs, want)
+			want := []string{"bad_input data", "bad_input data", "bad_input last", "bad_input from", "bad_input floor", `taken: "committed"`}
+			if diff := cmp.Diff(want, errs); diff != "" {
+				s.t.Errorf("errors (-want +got):\n%s", diff)
 			}
 			for _, t := range ts {
 				t.until("got.pub.length === 1 && c.state === 'open' && !errors.length && !resets.length")

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/holdfast-ws/holdfast/backplane/gateway"
 	"github.com/holdfast-ws/holdfast/internal/chromium"
 	"github.com/holdfast-ws/holdfast/internal/leak"
@@ -178,6 +179,14 @@ func (s *site) listed(n int, ts ...*tab) {
 	}
 }
 
+// saw checks what the server has seen.
+func (s *site) saw(want figures) {
+	s.t.Helper()
+	if diff := cmp.Diff(want, s.seen()); diff != "" {
+		s.t.Errorf("the server has seen (-want +got):\n%s", diff)
+	}
+}
+
 // alive returns those that answer: a process may be that of two tabs.
 func (s *site) alive(ts []*tab) (alive []*tab) {
 	for _, t := range ts {
@@ -206,9 +215,7 @@ func TestTabs(t *testing.T) {
 			t.until("how.textContent === 'The connection is in a SharedWorker.'")
 		}
 		s.clean(ts...)
-		if f := s.seen(); f.Open != 1 || f.Dials != 1 || f.Users["guest"] != 1 {
-			s.t.Errorf("the server has seen %+v", f)
-		}
+		s.saw(figures{Open: 1, Dials: 1, Users: map[string]int{"guest": 1}})
 		if *picture {
 			ts[9].until("document.querySelectorAll('#tabs li.silent').length === 0 && +got.textContent > 30")
 			png, err := ts[9].Screenshot(s.ctx)
@@ -332,9 +339,7 @@ func TestTabs(t *testing.T) {
 				t.until(fmt.Sprintf("list.firstChild?.textContent === 'from %d' && list.children.length === %d", i, i+1))
 			}
 		}
-		if f := s.seen(); f.Open != 1 || f.Dials != 1 {
-			s.t.Errorf("the server has seen %+v", f)
-		}
+		s.saw(figures{Open: 1, Dials: 1, Users: map[string]int{"guest": 1}})
 	})
 
 	for _, path := range []string{"/react", "/react?dev"} {
@@ -398,9 +403,7 @@ func testReact(s *site, path string) {
 	plain.until("chat.children.length === 2")
 	s.clean(plain)
 	subscribed(3) // all tabs have one connection, and the topics are the same
-	if f := s.seen(); f.Open != 1 || f.Dials != 1 {
-		s.t.Errorf("the server has seen %+v", f)
-	}
+	s.saw(figures{Open: 1, Dials: 1, Users: map[string]int{"guest": 1}})
 	s.must(plain.Close(s.ctx))
 	subscribed(2)
 	for _, t := range ts {
