@@ -627,7 +627,7 @@ class Hub {
   window = 0; most = 0; grown = 0; seq = 0; ref = 0; holdAll = 0; unwanted = 0;
   counters = { entries: 0, resets: 0, repairs: 0, drops: 0, acked: 0, resent: 0 };
   last = '';
-  /** Of LIMITS, those that this connection has met. @type {string[]} */ limited = [];
+  /** Those that this connection has met. @type {string[]} */ limited = [];
   timer = none; sweep = none; wakes = 0;
 
   /** cast: posts to all at once, where that is possible; left is told which tab has gone.
@@ -825,9 +825,12 @@ class Hub {
   /** @param {any} f */
   frame(f) {
     const topic = this.topics.get(f.topic), on = topic?.phase === 'on';
-    if (LIMITS.includes(f.code) && !this.limited.includes(f.code)) { // once for each connection, and where a developer looks: in the pages
-      this.limited.push(f.code);
-      for (const tab of this.tabs.values()) tab.post({ t: 'limit', code: f.code, message: f.message });
+    if (LIMITS.includes(f.code)) {
+      const text = f.code + (f.message ? `: ${f.message}` : '');
+      if (!this.limited.includes(text) && this.limited.length < 8) { // once for each connection, and where a developer looks: in the pages
+        this.limited.push(text);
+        for (const tab of this.tabs.values()) tab.post({ t: 'limit', text });
+      }
     }
     switch (f.t) {
       case 'subscribed':
@@ -1335,7 +1338,7 @@ class Tab {
       case 'ask': return this.onAsk(m);
       case 'pong': if (this.mode === 'worker') this.heard = now(); return; // of a leader: see onChannel
       case 'info': return this.asks.answer(m);
-      case 'limit': this.env.console?.warn(`holdfast: the server limits this connection: ${m.code}${m.message ? `: ${m.message}` : ''}`); return;
+      case 'limit': this.env.console?.warn(`holdfast: the server limits this connection: ${m.text}`); return;
       case 'fault': this.counters.faults++; this.fault = m.message; // a throw in a worker is seen nowhere else (trap 19)
     }
   }

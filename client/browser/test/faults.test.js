@@ -590,6 +590,11 @@ for (const share of ['worker', 'leader', 'none']) test(`${share}: that the serve
   await assert.rejects(tabs[0].c.subscribe('one more').ready, { code: 'too_many_topics', message: 'too_many_topics: 128, gateway.Limits.Topics' });
   await until(() => lines()[0].length > 1);
   assert.deepEqual(lines()[0], [fast, many]);
+  world.server.answer = f => f.data === 2 && ++n % 2 ? { t: 'nack', outcome: 'not_stored', code: 'too_fast', message: '50 a second, gateway.Limits.Frames', retry: 1 } : null;
+  for (const t of tabs) { n = 0; await t.c.publish('a', 2); }
+  await until(() => lines().every(l => l.includes('holdfast: the server limits this connection: too_fast: 50 a second, gateway.Limits.Frames')), 'another limit with the same code');
+  world.server.answer = f => ++n % 2 ? { t: 'nack', outcome: 'not_stored', code: 'too_fast', message: '20 a second, gateway.Limits.Publishes', retry: 1 } : null;
+  n = 0;
   world.server.drop();
   await until(() => world.server.conns.size === (share === 'none' ? 2 : 1) && tabs.every(t => t.c.state === 'open'));
   await publish();
