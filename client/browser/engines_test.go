@@ -5,10 +5,11 @@ package browser_test
 import (
 	"context"
 	"flag"
-	"os"
+	"fmt"
 	"os/exec"
 	"testing"
 
+	"github.com/holdfast-ws/holdfast/internal/verify"
 	"github.com/holdfast-ws/holdfast/internal/webdriver"
 )
 
@@ -34,8 +35,8 @@ func one(b engine) chan *engine {
 
 // What TestTabs tries in Chromium, in other browsers as far as they can be told to.
 func TestOtherEngines(t *testing.T) {
-	if !*engines && os.Getenv("HOLDFAST_VERIFY") != "1" {
-		t.Skip("SKIPPED: make verify runs this: Firefox and WebKit")
+	if !*engines {
+		verify.Only(t, "Firefox and WebKit")
 	}
 	installed := func(t *testing.T, names ...string) {
 		for _, name := range names {
@@ -46,7 +47,7 @@ func TestOtherEngines(t *testing.T) {
 		if *engines {
 			t.Fatalf("none of %v is on PATH", names)
 		}
-		t.Skipf("SKIPPED: none of %v is on PATH", names) // nobody has to have them
+		verify.Skip(t, fmt.Sprintf("none of %v is on PATH", names)) // nobody has to have them
 	}
 	t.Run("Firefox", func(t *testing.T) {
 		installed(t, "firefox", "firefox-esr")

@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"os/exec"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/holdfast-ws/holdfast/internal/leak"
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
@@ -26,9 +26,7 @@ type browser interface {
 
 // Two tabs count in one shared worker, until its process and theirs are killed.
 func TestTabsTalkToASharedWorker(t *testing.T) {
-	if os.Getenv("HOLDFAST_VERIFY") != "1" {
-		t.Skip("SKIPPED: make verify runs this: Firefox and WebKit")
-	}
+	verify.Only(t, "Firefox and WebKit")
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
@@ -56,7 +54,7 @@ func TestTabsTalkToASharedWorker(t *testing.T) {
 			defer cancel()
 			b, err := c.start()
 			if errors.Is(err, exec.ErrNotFound) {
-				t.Skip("SKIPPED: ", err) // nobody has to have them
+				verify.Skip(t, err.Error()) // nobody has to have them
 			}
 			if err != nil {
 				t.Fatal(err)

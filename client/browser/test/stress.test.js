@@ -6,7 +6,7 @@ import { Connection, internal } from '../holdfast.js';
 import { World, sleep, until } from './world.js';
 
 Object.assign(internal.T, { hello: 60, probe: 60, lease: 60, ack: 2, ping: 40, gone: 300, settle: 50, ages: 20, redial: 100, fast: 60 });
-const ROUNDS = Number(process.env.ROUNDS ?? (process.env.HOLDFAST_VERIFY === '1' ? 20 : 2)); // seeds for each way to share
+const ROUNDS = Number(process.env.ROUNDS ?? (process.env.HOLDFAST_VERIFY ? 20 : 2)); // seeds for each way to share
 
 for (const share of ['worker', 'leader', 'none']) for (let round = 0; round < ROUNDS; round++) {
   const seed = Number(process.env.SEED ?? round * 7919 + share.length);
