@@ -37,6 +37,8 @@ type topic struct {
 	addFailed  atomic.Bool   // the last call of Add for it has failed
 	ephemerals atomic.Uint64 // ever received; more than 0 means that recent is in use
 
+	slow int // reads in a row that took too long; only the goroutine that reads uses it
+
 	mu       sync.Mutex // guards all below; the log's lock and Hub.workMu may be taken under it
 	ended    bool
 	watched  bool            // confirmed
@@ -608,8 +610,8 @@ func (t *topic) room() replay.Budget {
 	return b
 }
 
-// readTime is how long a call of Read with this budget may take: a second for each
-// megabyte more than other calls, up to two minutes.
+// readTime is how long a call of Read with this budget may take at the most: a second for
+// each megabyte more than other calls, up to two minutes.
 func readTime(max replay.Budget) time.Duration {
 	const most = 2 * time.Minute
 	if max.Bytes < 0 || max.Bytes >= int64(most/time.Second)<<20 {
@@ -621,9 +623,16 @@ func readTime(max replay.Budget) time.Duration {
 // read is one call of Read.
 func (t *topic) read(after replay.Position, max replay.Budget) (Page, error) {
 	t.hub.count.reads.Add(1)
-	ctx, cancel := context.WithTimeout(t.hub.ctx, readTime(max))
+	ctx, cancel := context.WithTimeout(t.hub.ctx, min(callTimeout<<t.slow, readTime(max)))
 	defer cancel()
-	return t.hub.bp.Read(ctx, t.name, after, max)
+	page, err := t.hub.bp.Read(ctx, t.name, after, max)
+	switch {
+	case err == nil:
+		t.slow = 0
+	case ctx.Err() != nil:
+		t.slow = min(t.slow+1, 4) // it may be large; but if it hangs, the next call may not
+	}
+	return page, err
 }
 
 // readTail reads the newest n entries, or as many as there is room for if n is
