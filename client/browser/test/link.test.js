@@ -1,5 +1,5 @@
 // The WebSocket, against a server that does what a test says, in virtual time.
-import test, { mock, beforeEach, afterEach } from 'node:test';
+import test, { beforeEach, afterEach } from 'node:test';
 import assert from 'node:assert/strict';
 import { internal } from '../holdfast.js';
 
@@ -15,24 +15,42 @@ class Socket {
   end(code, reason = '') { const f = this.onclose; this.onclose = null; f?.({ code, reason }); }
   welcome(more = {}) { this.open(); this.push({ t: 'welcome', v: 1, conn: 'c', beat: 25000, timeout: 10000, ...more }); }
 }
-const tick = async ms => { mock.timers.tick(ms); await new Promise(r => process.nextTick(r)); };
+/** Virtual time. (The mock timers of Node.js differ between 18 and 20.) */
+class Clock {
+  now = 1e12; timers = new Map(); ids = 0;
+  setTimeout(f, ms = 0) { this.timers.set(++this.ids, { f, at: this.now + Math.max(ms, 0) }); return this.ids; }
+  clearTimeout(id) { this.timers.delete(id); }
+  tick(ms) {
+    const end = this.now + ms;
+    for (;;) {
+      const [id, next] = [...this.timers].filter(([, t]) => t.at <= end).sort((a, b) => a[1].at - b[1].at || a[0] - b[0])[0] ?? [];
+      if (!next) break;
+      this.timers.delete(id);
+      this.now = next.at;
+      next.f();
+    }
+    this.now = end;
+  }
+}
+let clock;
+const tick = async ms => { clock.tick(ms); await new Promise(r => process.nextTick(r)); };
 const last = () => sockets.at(-1);
 async function make(o = {}, url = 'ws://x/') {
-  const env = { WebSocket: Socket, setTimeout: (...a) => setTimeout(...a), clearTimeout: t => clearTimeout(t) };
+  const env = { WebSocket: Socket, setTimeout: (f, ms) => clock.setTimeout(f, ms), clearTimeout: t => clock.clearTimeout(t) };
   events = [];
   link = new Link(url, env, o, { token: async r => { events.push(`token ${r}`); return token(r); }, state: () => events.push(link.state), up() {}, down() { events.push('lost'); }, lost() {}, frame: f => events.push(f.t) });
   link.start();
   await tick(0);
 }
 beforeEach(() => {
-  mock.timers.enable({ apis: ['setTimeout', 'setInterval', 'Date'] });
-  internal.clock(() => Date.now());
+  clock = new Clock();
+  internal.clock(() => clock.now);
   realRandom = Math.random;
   random = 1 - Number.EPSILON;
   Math.random = () => random;
   sockets = []; token = () => undefined;
 });
-afterEach(() => { link?.stop(); Math.random = realRandom; mock.timers.reset(); });
+afterEach(() => { link?.stop(); Math.random = realRandom; });
 
 test('it dials at once, says hello with beats, and is open with the welcome only', async () => {
   token = () => 'tok';
@@ -294,7 +312,7 @@ test('a server without a beat is believed', async () => {
 
 test('slept: our lateness is not its silence, it is asked (trap 5)', async () => {
   let offset = 0;
-  internal.clock(() => Date.now() + offset);
+  internal.clock(() => clock.now + offset);
   await make();
   last().welcome();
   offset = 3600e3; // the timer was not run for an hour

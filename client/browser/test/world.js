@@ -1,5 +1,8 @@
 // What the tests run in: pages, workers and Web Locks that can be killed, and a gateway with a real log.
+import { webcrypto } from 'node:crypto';
 import { internal } from '../holdfast.js';
+
+globalThis.crypto ??= webcrypto; // Node.js 18
 
 export const sleep = ms => new Promise(r => setTimeout(r, ms));
 /** Waits until f returns something that is true, and returns that. */
