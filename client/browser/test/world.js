@@ -2,7 +2,9 @@
 import { webcrypto } from 'node:crypto';
 import { internal } from '../holdfast.js';
 
-globalThis.crypto ??= webcrypto; // Node.js 18
+// Browsers and Node.js 20 have these.
+globalThis.crypto ??= webcrypto;
+globalThis.CustomEvent ??= class extends Event { constructor(type, { detail } = {}) { super(type); this.detail = detail; } };
 
 export const sleep = ms => new Promise(r => setTimeout(r, ms));
 /** Waits until f returns something that is true, and returns that. */
