@@ -117,7 +117,7 @@ func (w *redisWorld) Fault(rnd *rand.Rand, note func(string), lose func()) {
 // go-redis, sockets.
 func TestThreeHubsOnARealRedisKeepThePromise(t *testing.T) {
 	if testing.Short() {
-		t.Skip("SKIPPED with -short: it takes 15 seconds")
+		t.Skip("SKIPPED: it takes seconds, too long for planted bugs, which run with -short")
 	}
 	limits := replay.Limits{Entries: 200, Bytes: 1 << 26}
 	w := &redisWorld{

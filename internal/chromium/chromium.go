@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/holdfast-ws/holdfast/internal/verify"
 )
 
 // A Browser is a running Chromium. It is safe for concurrent use.
@@ -77,7 +79,7 @@ func Find(t testing.TB) string {
 	if os.Getenv("CI") == "true" {
 		t.Fatal("no chromium on PATH")
 	}
-	t.Skip("SKIPPED: no chromium on PATH, nothing was tried in a browser")
+	verify.Skip(t, "no chromium on PATH, nothing was tried in a browser")
 	return ""
 }
 

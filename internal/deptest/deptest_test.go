@@ -32,7 +32,7 @@ var table = Table{
 	"client/browser":      nil,
 	"heartbeat":           nil,
 	"replay":              nil,
-	"internal/chromium":   nil,
+	"internal/chromium":   {"./internal/verify"},
 	"internal/cputime":    nil,
 	"internal/deptest":    nil,
 	"internal/faultproxy": nil,
