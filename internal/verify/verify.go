@@ -20,11 +20,11 @@ func Only(t testing.TB, why string) {
 	}
 }
 
-// Skip skips t and reports why.
+// Skip skips t, and reports why as [Report] does.
 func Skip(t testing.TB, why string) {
 	t.Helper()
-	Report(t, "SKIPPED: %s", why)
-	t.SkipNow()
+	write(t, "SKIPPED: "+why)
+	t.Skip("SKIPPED: " + why)
 }
 
 // Report logs a line. go test does not show what passing tests log. So Report also
@@ -34,6 +34,11 @@ func Report(t testing.TB, format string, args ...any) {
 	t.Helper()
 	line := fmt.Sprintf(format, args...)
 	t.Log(line)
+	write(t, line)
+}
+
+func write(t testing.TB, line string) {
+	t.Helper()
 	name := os.Getenv("HOLDFAST_REPORT")
 	if name == "" {
 		return
