@@ -46,7 +46,7 @@ func (r *recorder) Fatalf(f string, args ...any) {
 	r.failed = fmt.Sprintf(f, args...)
 	runtime.Goexit()
 }
-func (r *recorder) Skip(args ...any) { r.skipped = fmt.Sprint(args...); runtime.Goexit() }
+func (r *recorder) Skip(args ...any)           { r.skipped = fmt.Sprint(args...); runtime.Goexit() }
 func (r *recorder) Logf(f string, args ...any) { r.logs = append(r.logs, fmt.Sprintf(f, args...)) }
 
 // try runs f as a test of its own would, cleanups included.
