@@ -967,7 +967,7 @@ class Tab {
   /** Publishes that are not answered. @type {Map<string, any>} */ pending = new Map();
   counters = { received: 0, resets: 0, broken: 0, hubs: 0, faults: 0 };
   fault = '';
-  locks = none; worker = none; ch = none; own = none; news = none; hub = none; lead = none; dead = none; race = none; serve = none;
+  locks = none; worker = none; ch = none; own = none; news = none; hub = none; lead = none; dead = none; race = none; serve = none; silent = none;
   hubWatch = none; helloTimer = none; timer = none; ackTimer = none; ageTimer = none; settleTimer = none; free = none; resign = none; presence = none;
   modes = none;
   /** To the Hub. @type {(m: any) => void} */ post = () => {};
@@ -1291,10 +1291,25 @@ class Tab {
     if (this.slow === 1 && t - this.looked > T.settle) this.look();
     if (this.hub || !this.visible || late) this.heard = t; // we slept, not the leader (trap 5)
     if (t - this.heard < T.probe) this.asked = 0;
-    else if (!this.asked) { this.asked = t; this.post({ t: 'ping' }); } else if (t - this.asked > T.lease * (1 + Math.random())) { // not two at a time
+    else if (!this.asked) {
+      this.asked = t;
+      this.post({ t: 'ping' });
+      this.leader().then(x => { this.silent = x; });
+    } else if (t - this.asked > T.lease * (1 + Math.random())) { // rarely two at a time
       this.heard = t;
-      this.campaign(true);
+      this.depose();
     }
+  }
+  /** The page that has the lead, by the browser's word. */
+  async leader() {
+    const { held } = await this.locks.query().catch(() => ({ held: [] }));
+    return held.find((/** @type {any} */ l) => l.name === this.name + 'lead')?.clientId;
+  }
+  /** Not who has taken the lead since we asked: its word is on its way to us. */
+  async depose() {
+    const { race, silent } = this;
+    const same = await this.leader() === silent;
+    if (same && this.ch && this.race === race && !this.hub) this.campaign(true);
   }
 
   // with the Hub

@@ -446,6 +446,31 @@ for (const hidden of [true, false]) {
   });
 }
 
+test('leader: two who found it silent at once took the lead one after the other, and there was a dial too many', async () => {
+  world = new World();
+  const { Tab } = internal;
+  const [a, b, c] = [1, 2, 3].map(() => new Tab('ws://gw.test/ws', { backoff, share: 'leader' }, world.page(), () => {}));
+  await until(() => [a, b, c].every(t => t.state === 'open'));
+  assert.ok(a.hub);
+  a.env.frozen = true;
+  for (const t of [b, c]) t.env.clearInterval(t.timer); // here it is time when we say so
+  const silence = (t, asked) => { Object.assign(t, { tick: performance.now(), heard: -1e6, asked: asked && -1e6 }); t.probe(); };
+  for (const t of [b, c]) silence(t, false);
+  await sleep(0);
+  c.ch.onmessage = c.own.onmessage = () => {}; // is slow
+  silence(b, true);
+  await until(() => world.server.dials === 2);
+  silence(c, true);
+  await sleep(20);
+  assert.equal(world.server.dials, 2);
+  assert.ok(b.hub && !c.hub);
+  silence(c, false); // but if it hears nothing of this one, either
+  await sleep(0);
+  silence(c, true);
+  await until(() => c.hub && !b.hub);
+  for (const t of [a, b, c]) t.close();
+});
+
 test('leader: a follower that crashed left a channel behind', async () => {
   const [leader] = await start({ share: 'leader' });
   const before = leader.page.channels.size;
