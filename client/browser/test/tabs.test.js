@@ -50,11 +50,11 @@ for (const share of ['worker', 'leader']) {
     const tabs = await start(4, { share });
     const last = tabs[share === 'leader' ? 0 : 3], others = tabs.filter(t => t !== last);
     others[0].page.kill();
-    await until(async () => (await last.c.info()).hub.tabs === 3);
+    await until(async () => (await last.c.info()).hub?.tabs === 3);
     others[1].c.close();
-    await until(async () => (await last.c.info()).hub.tabs === 2);
+    await until(async () => (await last.c.info()).hub?.tabs === 2);
     others[2].page.hide();
-    await until(async () => (await last.c.info()).hub.tabs === 1);
+    await until(async () => (await last.c.info()).hub?.tabs === 1);
     last.c.close();
     await until(() => world.server.conns.size === 0);
     assert.equal(world.server.dials, 1);
@@ -187,7 +187,7 @@ test('a sandboxed frame: everything throws, and it works', async () => {
 test('no locks: tabs that say nothing are forgotten, a worker that says nothing is replaced', async () => {
   const tabs = await start(3, {}, { locks: false });
   tabs[0].page.kill();
-  await until(async () => (await tabs[1].c.info()).hub.tabs === 2);
+  await until(async () => (await tabs[1].c.info()).hub?.tabs === 2);
   world.killWorker();
   await publish(5);
   await have(tabs.slice(1), all(5));
