@@ -98,7 +98,7 @@ test('without keep: after a page was hidden once, last was ignored', async () =>
   t.c.unsubscribe('a');
   t.got.a = [];
   await t.c.subscribe('a', { last: 3 }).ready;
-  await until(() => t.got.a.length >= 3);
+  await until(() => t.got.a?.length >= 3);
   assert.deepEqual(t.got.a, [2, 3, 4]);
 });
 
@@ -216,7 +216,7 @@ test('bad_position: of one tab, while the Hub died, it was a reset of all', asyn
   await until(() => bad.resets.length);
   await opened(good, bad);
   world.server.publish('a', 2);
-  await until(() => good.got.a.length === 2);
+  await until(() => good.got.a?.length === 2);
   assert.deepEqual([good.got.a, good.resets, bad.resets], [[1, 2], [], ['bad_position']]);
 });
 
@@ -335,7 +335,7 @@ for (const [name, first, second] of [['leads', min.Connection, Connection], ['fo
     await until(async () => (await tabs[1].c.info()).leads);
     await opened(tabs[1]);
     await tabs[1].c.publish('a', 'later');
-    await until(() => tabs[1].got.a.length === 4);
+    await until(() => tabs[1].got.a?.length === 4);
     tabs[1].page.hide();
     tabs[1].page.back();
     await opened(tabs[1]);
