@@ -634,8 +634,8 @@ class Hub {
    * @param {any} env @param {((m: any) => void) | null} [cast] @param {(id: string) => void} [left] */
   constructor(env, cast = null, left = () => {}) { this.env = env; this.cast = cast; this.left = left; this.asked = new Asks(env); }
 
-  /** hello. @param {any} m @param {(m: any) => void} raw @param {string} [lock] that we hold @param {boolean} [remote] reached by cast */
-  attach(m, raw, lock, remote = false) {
+  /** hello. @param {any} m @param {(m: any) => void} raw @param {string} [lock] that we hold @param {boolean} [remote] reached by cast @param {boolean} [own] of the same page: it goes with us */
+  attach(m, raw, lock, remote = false, own = false) {
     if (m.v !== PROTO) return raw({ t: 'skew', v: PROTO });
     const old = this.tabs.get(m.id);
     if (old?.a > m.a) return; // from a port that the tab has given up
@@ -655,7 +655,7 @@ class Hub {
     tab.post({ t: 'welcome', v: PROTO, hub: this.id, lock, o: this.o, build: BUILD, state: this.status() });
     if (old?.ask && this.asked.open.has(old.ask.r)) tab.post(tab.ask = old.ask); // what was asked before is not heard (trap 22)
     if (m.presence) watch(this.env.navigator.locks, m.presence, 'exclusive', tab.stop.signal, () => this.detach(m.id, tab));
-    else this.sweep ??= this.env.setInterval(() => { // no locks: whoever says nothing for long is gone (trap 18)
+    else if (!own) this.sweep ??= this.env.setInterval(() => { // no locks: whoever says nothing for long is gone (trap 18)
       for (const t of this.tabs.values()) if (!t.presence && now() - t.seen > T.gone) this.detach(t.id);
     }, T.ping);
     for (const topic of this.topics.values()) if (!m.subs.some((/** @type {any} */ s) => s.topic === topic.name)) this.leave(topic, m.id);
@@ -1124,7 +1124,7 @@ class Tab {
     /** As a port would: later, in order. @param {any} m */
     const raw = m => queueMicrotask(() => { if (this.hub === hub) this.onHub(m); });
     this.post = (/** @type {any} */ m) => {
-      if (m.t === 'hello') hub.attach(m, raw);
+      if (m.t === 'hello') hub.attach(m, raw, undefined, false, true);
       else if (!hub.recv(this.id, m) && m.t !== 'bye') raw({ t: 'who' });
     };
   }

@@ -447,6 +447,17 @@ for (const hidden of [true, false]) {
   });
 }
 
+test('none: without locks a page that said nothing for long was gone for its own Hub, and got nothing more', async () => {
+  world = new World();
+  const t = open(world.page({ locks: false }), { share: 'none', topics: ['a'] });
+  await opened(t);
+  await t.c.subscribe('a').ready;
+  await sleep(internal.T.gone + 3 * internal.T.ping);
+  world.server.publish('a', 1);
+  await until(() => t.got.a?.length === 1);
+  assert.equal(world.server.dials, 1);
+});
+
 test('leader: two who found it silent at once took the lead one after the other, and there was a dial too many', async () => {
   world = new World();
   const { Tab } = internal;
