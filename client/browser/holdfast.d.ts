@@ -225,8 +225,8 @@ export declare class Subscription extends Listened {
 }
 /**
  * Events, with what they are about in `detail`: `message`, `reset` and `ephemeral` of all subscriptions, `state`
- * ({state, in, why, code, mode, hub}: why the connection was lost, and the close code, until there is another. Code 4401 is
- * told at once when the user is logged out or a token has expired, while new credentials are tried), `update` (a page of another build of this file was opened), `error` ({topic,
+ * ({state, in, why, code, mode, hub}: why the connection was lost, and the close code. Code 4401 is told at once when the
+ * user is logged out or a token has expired; it stays until the server lets the page in again or denies it), `update` (a page of another build of this file was opened), `error` ({topic,
  * error}: a subscription has ended).
  */
 export declare class Connection extends Listened {

@@ -520,7 +520,7 @@ class Link {
     const hinted = this.loop.hinted > 0;
     this.drop();
     this.on.lost(why);
-    if (this.refreshed) code = 4401; // until a server has said something else
+    if (this.refreshed) code = 4401; // until it is let in again or denied, whatever else fails meanwhile
     let wait = this.loop.down();
     if (soon) {
       this.nudged = this.hinted = false;
@@ -575,7 +575,7 @@ class Link {
     this.drop();
     this.after(wait, () => this.dial());
     this.on.lost('told to');
-    this.set('waiting', 'told to', wait);
+    this.set('waiting', 'told to', wait, this.refreshed ? 4401 : 0);
   }
 }
 
@@ -1655,8 +1655,8 @@ export class Subscription extends Listened {
 
 /**
  * Events, with what they are about in `detail`: `message`, `reset` and `ephemeral` of all subscriptions, `state`
- * ({state, in, why, code, mode, hub}: why the connection was lost, and the close code, until there is another. Code 4401 is
- * told at once when the user is logged out or a token has expired, while new credentials are tried), `update` (a page of another build of this file was opened), `error` ({topic,
+ * ({state, in, why, code, mode, hub}: why the connection was lost, and the close code. Code 4401 is told at once when the
+ * user is logged out or a token has expired; it stays until the server lets the page in again or denies it), `update` (a page of another build of this file was opened), `error` ({topic,
  * error}: a subscription has ended).
  */
 export class Connection extends Listened {

@@ -145,6 +145,10 @@ test('logged out, but for seconds it was waiting: after 4401 it is dialled at on
   assert.deepEqual([link.state, link.why, link.code], ['waiting', '1006', 4401], 'still: nobody has let us in');
   await tick(link.in);
   assert.deepEqual([link.state, link.code], ['connecting', 4401]);
+  last().end(1006);
+  link.redial();
+  assert.deepEqual([link.state, link.why, link.code], ['waiting', 'told to', 4401]);
+  await tick(link.in);
   last().open();
   last().push({ t: 'error', code: 'unauthenticated', message: 'no session' });
   last().end(4401);
