@@ -80,13 +80,13 @@ func (c *Client) logThrottle(s *Session, t throttle) {
 		list = append(list, slog.String("topic", printable(t.topic, maxText)))
 	}
 	if limit, option := limitOf(t.message); option != "" {
-		list = append(list, slog.String("limit", limit), slog.String("option", option))
+		list = append(list, slog.String("limit", printable(limit, maxText)), slog.String("option", printable(option, maxText)))
 	}
 	c.log(slog.LevelInfo, "client: a limit of the server is reached", append(list, slog.String("message", printable(t.message, maxText)))...)
 }
 
 // limitOf returns the limit and the option of the server that a message names, as in "too many
-// topics (128, gateway.Limits.Topics)".
+// topics (128, gateway.Limits.Topics)" and "too many frames (50 a second, gateway.Limits.Frames)".
 func limitOf(message string) (limit, option string) {
 	before, after, ok := strings.Cut(message, ", gateway.")
 	if !ok {
@@ -96,6 +96,5 @@ func limitOf(message string) (limit, option string) {
 	if end < 0 {
 		end = len(after)
 	}
-	start := strings.LastIndexFunc(before, func(r rune) bool { return r < '0' || r > '9' }) + 1
-	return before[start:], "gateway." + strings.TrimRight(after[:end], ".")
+	return before[strings.LastIndexByte(before, '(')+1:], "gateway." + strings.TrimRight(after[:end], ".")
 }

@@ -407,13 +407,13 @@ func TestALimitIsInTheLogOnce(t *testing.T) {
 		g := newFake(t, func(p *peer) {
 			p.welcome()
 			s := p.expect(wire.Subscribe)
-			p.send(wire.Frame{Type: wire.Error, Code: wire.TooManyTopics, Topic: s.Topic, Ref: s.Ref, Message: "more topics than are allowed (128, gateway.Limits.Topics)"})
+			p.send(wire.Frame{Type: wire.Error, Code: wire.TooManyTopics, Topic: s.Topic, Ref: s.Ref, Message: "is one too many on this connection (128, gateway.Limits.Topics)"})
 			refused := map[string]bool{}
 			for {
 				f := p.expect(wire.Publish)
 				if !refused[f.ID] {
 					refused[f.ID] = true
-					p.send(wire.Frame{Type: wire.Nack, ID: f.ID, Outcome: wire.NotStored, Code: wire.TooFast, Message: "20, gateway.Limits.Publishes: slow down\nplease", Retry: 1})
+					p.send(wire.Frame{Type: wire.Nack, ID: f.ID, Outcome: wire.NotStored, Code: wire.TooFast, Message: "too many messages (20 a second, gateway.Limits.Publishes):\nslow down", Retry: 1})
 					continue
 				}
 				p.send(ack(f.ID, 1))
@@ -434,8 +434,34 @@ func TestALimitIsInTheLogOnce(t *testing.T) {
 			}
 		}
 		want := []string{
-			`INFO msg="client: a limit of the server is reached" session=1 code=too_many_topics topic=a limit=128 option=gateway.Limits.Topics message="more topics than are allowed (128, gateway.Limits.Topics)"`,
-			`INFO msg="client: a limit of the server is reached" session=1 code=too_fast limit=20 option=gateway.Limits.Publishes message="20, gateway.Limits.Publishes: slow down\\nplease"`,
+			`INFO msg="client: a limit of the server is reached" session=1 code=too_many_topics topic=a limit=128 option=gateway.Limits.Topics message="is one too many on this connection (128, gateway.Limits.Topics)"`,
+			`INFO msg="client: a limit of the server is reached" session=1 code=too_fast limit="20 a second" option=gateway.Limits.Publishes message="too many messages (20 a second, gateway.Limits.Publishes):\\nslow down"`,
+		}
+		same(t, "the log", want, got)
+	})
+}
+
+// The limit was empty where a gateway names a rate.
+func TestLimitsOfARealGatewayAreInTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		site := newSite(t, gateway.Options{Limits: gateway.Limits{Topics: 1, Publishes: 5, Message: 1 << 10}}, nil, nil, "a")
+		var lines journal
+		c := site.client("a", logged(&lines))
+		ready(t, subscribe(t, c, "a", nil))
+		next(subscribe(t, c, "b", nil)) // is refused
+		for range 30 {
+			send(t, c, "a", "1")
+		}
+		time.Sleep(time.Minute)
+		var got []string
+		for _, line := range lines.all() {
+			if strings.Contains(line, "limit") {
+				got = append(got, line)
+			}
+		}
+		want := []string{
+			`INFO msg="client: a limit of the server is reached" session=1 code=too_many_topics topic=b limit=1 option=gateway.Limits.Topics message="is one too many on this connection (1, gateway.Limits.Topics)"`,
+			`INFO msg="client: a limit of the server is reached" session=1 code=too_fast limit="5 a second" option=gateway.Limits.Publishes message="too many messages (5 a second, gateway.Limits.Publishes)"`,
 		}
 		same(t, "the log", want, got)
 	})
