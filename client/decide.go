@@ -68,7 +68,8 @@ const (
 //	                              answer while a server is not registered with them
 //	408, 425, 429                 Retry; with 429 after Retry-After
 //	426                           Retry: somebody in between; Final if it speaks of WebSocket:
-//	                              then a proxy in between does not pass on Upgrade
+//	                              then a proxy in between does not pass on Upgrade, or
+//	                              speaks HTTP/1.0
 //	other 4xx                     Final
 //	5xx and others                Retry; with 503 after Retry-After
 //

@@ -826,7 +826,9 @@ func TestA426SaysWhoseItIs(t *testing.T) {
 		want         string
 	}{
 		{"a gateway behind a proxy that takes Upgrade out of both", "This is for WebSockets.", nil, true,
-			"the server answered 426 Upgrade Required: This is for WebSockets. (a proxy in between does not pass on the header Upgrade)"},
+			"the server answered 426 Upgrade Required: This is for WebSockets.; not tried again"},
+		{"a gateway behind a proxy that speaks HTTP/1.0", "A proxy in front of this server speaks HTTP/1.0 to it. A WebSocket needs HTTP/1.1.", []string{"Sec-WebSocket-Protocol", "holdfast.v1"}, true,
+			"the server answered 426 Upgrade Required: A proxy in front of this server speaks HTTP/1.0 to it. A WebSocket needs HTTP/1.1.; not tried again"},
 		{"another server", "", []string{"Sec-WebSocket-Version", "13"}, true,
 			"the server answered 426 Upgrade Required (a proxy in between does not pass on the header Upgrade)"},
 		{"a proxy that wants HTTP/2", "use HTTP/2", []string{"Upgrade", "h2c"}, false,

@@ -43,7 +43,7 @@ type DialError struct {
 	answer     string        // the beginning of what the server said, fit for a line
 	retryAfter time.Duration // what the server asked for; 0 = nothing
 	everUp     bool          // there was a session before
-	stripped   bool          // a WebSocket server has said that the request came there without Upgrade
+	stripped   bool          // a WebSocket server has said that a proxy made something else of the handshake
 	refreshed  bool          // the attempt had credentials made with Dial.Refresh
 	ours       bool          // it failed before the server was asked
 }
@@ -68,6 +68,7 @@ func (e *DialError) reason() string {
 			text += ": " + e.answer
 		}
 		switch {
+		case e.stripped && e.answer != "": // it says why
 		case e.stripped:
 			text += " (a proxy in between does not pass on the header Upgrade)"
 		case e.Status == http.StatusUpgradeRequired:

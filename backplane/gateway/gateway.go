@@ -167,7 +167,7 @@ func (g *Gateway) guardCallbacks() {
 //
 // What cannot be is refused with a status and a text: 400 without the subprotocol or with
 // headers of a handshake that are wrong, 403 for a page of another origin, 405 for another
-// method than GET, 426 for what is no WebSocket handshake or has lost its Upgrade to a proxy,
+// method than GET, 426 for what is no WebSocket handshake, has lost its Upgrade to a proxy, or comes as HTTP/1.0,
 // 501 behind middleware whose writers have no Unwrap or whose Hijack fails, 505 over HTTP/2,
 // and 503 with Retry-After while there is no room, or the server shuts down. The log says so,
 // too, and what to do.
@@ -179,10 +179,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, http.StatusHTTPVersionNotSupported, "A WebSocket needs HTTP/1.1 here, not HTTP/2.")
 		return
 	case !hasToken(r.Header, "Upgrade", "websocket"), !hasToken(r.Header, "Connection", "Upgrade"):
-		w.Header().Set("Connection", "Upgrade")
-		w.Header().Set("Upgrade", "websocket")
-		// Proxies pass it on though they pass on no Upgrade: so clients know whose answer it is.
-		w.Header().Set("Sec-WebSocket-Protocol", wire.Subprotocol)
+		upgradeRequired(w)
 		if r.Header.Get("Sec-WebSocket-Key") == "" { // a browser's address bar, or a proxy that leaves out all of it
 			g.note(debug, "handshake refused: it is none", "host", clean(r.Host))
 			g.refuse(w, http.StatusUpgradeRequired, "This is for WebSockets. If it was one, a proxy in between does not pass on its headers Upgrade and Connection.")
@@ -191,6 +188,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.note(warn, "handshake refused: a proxy does not pass on Upgrade", "host", clean(r.Host), "upgrade", clean(r.Header.Get("Upgrade")), "connection", clean(r.Header.Get("Connection")),
 			"hint", "have it pass on the headers Upgrade and Connection; nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade")
 		g.refuse(w, http.StatusUpgradeRequired, "A proxy in front of this server does not pass on the headers Upgrade and Connection of a WebSocket handshake.")
+		return
+	case !r.ProtoAtLeast(1, 1):
+		upgradeRequired(w)
+		g.note(warn, "handshake refused: a proxy speaks HTTP/1.0", "proto", clean(r.Proto), "host", clean(r.Host), "hint", "have it speak HTTP/1.1 to this server; nginx: proxy_http_version 1.1")
+		g.refuse(w, http.StatusUpgradeRequired, "A proxy in front of this server speaks "+r.Proto+" to it. A WebSocket needs HTTP/1.1.")
 		return
 	case !g.allowed(r):
 		text, hint := foreign(r)
@@ -225,6 +227,14 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.wg.Go(c.loop)
+}
+
+// upgradeRequired sets the headers of an answer with status 426.
+func upgradeRequired(w http.ResponseWriter) {
+	w.Header().Set("Connection", "Upgrade")
+	w.Header().Set("Upgrade", "websocket")
+	// Proxies pass it on though they pass on no Upgrade: so clients know whose answer it is.
+	w.Header().Set("Sec-WebSocket-Protocol", wire.Subprotocol)
 }
 
 // enter counts a connection in, or returns after how long to come back, and why.

@@ -215,6 +215,34 @@ func TestAProxyThatDoesNotPassOnUpgrade(t *testing.T) {
 	}
 }
 
+// nginx speaks HTTP/1.0 unless it is told otherwise, even if it was told to pass on Upgrade. The
+// answer did not say whose it was, and nothing was in the log.
+func TestAProxyThatSpeaksHTTP10(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(journal)
+		r := startWith(t, setup{Options: Options{Logger: log.logger()}})
+		s := r.dialRaw()
+		s.write([]byte(strings.Replace(handshake, "HTTP/1.1", "HTTP/1.0", 1) + "\r\n"))
+		resp, err := http.ReadResponse(s.br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != 426 || !strings.Contains(string(text), "HTTP/1.0") || resp.Header.Get("Sec-WebSocket-Protocol") != wire.Subprotocol {
+			t.Errorf("%d %v %q", resp.StatusCode, resp.Header, text)
+		}
+		got := log.String()
+		for _, want := range []string{"level=WARN", `msg="handshake refused: a proxy speaks HTTP/1.0"`, "proxy_http_version 1.1"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%q is not in the log: %s", want, got)
+			}
+		}
+		if st := r.gw.Stats(); st.Refused != 1 || st.Accepted != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
 // Whoever looked for the reason of a refusal found nothing at Info, or not what to do.
 func TestARefusalSaysWhatToDo(t *testing.T) {
 	for name, c := range map[string]struct {
