@@ -467,6 +467,38 @@ func TestLimitsOfARealGatewayAreInTheLog(t *testing.T) {
 	})
 }
 
+// One ephemeral message beyond its rate made the client slow in all it did, for the rest of the
+// session.
+func TestADroppedEphemeralSlowsNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		site := newSite(t, gateway.Options{}, nil, nil, "a")
+		var lines journal
+		c := site.client("a", logged(&lines))
+		wait(t, c, client.Ready)
+		for range 100 {
+			if err := c.PublishEphemeral("a", []byte("1")); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		time.Sleep(time.Second)
+		began := time.Now()
+		var subs []*client.Subscription
+		for i := range 64 {
+			subs = append(subs, subscribe(t, c, fmt.Sprint(i), nil))
+		}
+		for _, s := range subs {
+			ready(t, s)
+		}
+		if d, st := time.Since(began), c.Stats(); d > 100*time.Millisecond || st.Complaints == 0 || st.Complaints > 2 {
+			t.Errorf("after %v, %d complaints", d, st.Complaints)
+		}
+		if got := strings.Join(lines.all(), "\n"); strings.Count(got, "code=too_fast") != 1 {
+			t.Errorf("the log: %s", got)
+		}
+	})
+}
+
 // What planted bugs have shown that no test looked at.
 
 // A paused subscription may find its place given away when it comes back. It is tried again.

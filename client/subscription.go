@@ -588,6 +588,10 @@ func (c *Client) onUnsubscribed(f *wire.Frame) {
 // onError is what an error does. The lock is held.
 func (c *Client) onError(f *wire.Frame) (complaint bool) {
 	c.throttled(f)
+	if (f.Code == wire.TooFast || f.Code == wire.TooManyPending) && f.Field != "" && f.Ref == 0 {
+		c.stats.Complaints++ // of an ephemeral message that was dropped: nothing else has to wait
+		return false
+	}
 	if f.Code == wire.TooFast && c.ready {
 		c.careful = true
 		if at := time.Now().Add(retry(f, time.Second)); at.After(c.slow) {

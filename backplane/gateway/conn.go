@@ -44,7 +44,8 @@ type conn struct {
 
 	frames, publishes bucket // the reader's
 
-	hit     map[string]bool // limits that are in the log, see limit; the reader's
+	hit     map[string]bool // limits that are in the log, see hold; the reader's
+	dropped map[string]bool // codes with which a dropped ephemeral message was answered; the reader's
 	limited io.LimitedReader
 
 	dead    atomic.Bool // nothing can be written any more
@@ -443,13 +444,7 @@ func (c *conn) publish(f *wire.Frame) {
 	if level := c.publishes.take(l.Publishes); level < 0 {
 		c.publishes.level++ // what is refused costs nothing: all frames are counted anyhow
 		c.g.count.tooFast.Add(1)
-		first := !c.hit["gateway.Limits.Publishes"]
-		message, retry := "too many messages ("+c.limit("Publishes", perSecond(l.Publishes))+")", refill(level, l.Publishes)
-		if !p.ephemeral {
-			c.nack(f.ID, wire.NotStored, wire.TooFast, "", message, retry)
-		} else if first { // the others are dropped without a word
-			c.send(&wire.Frame{Type: wire.Error, Code: wire.TooFast, Message: message, Topic: f.Topic, Retry: retry})
-		}
+		c.refusePublish(f, wire.TooFast, "too many messages ("+c.limit("Publishes", perSecond(l.Publishes))+")", refill(level, l.Publishes))
 		return
 	}
 	if p.ephemeral {
@@ -467,10 +462,10 @@ func (c *conn) publish(f *wire.Frame) {
 		message := fmt.Sprintf("too many bytes wait to be stored (more than %d)", maxPending)
 		if many {
 			message = "too many messages wait to be stored (" + c.limit("Pending", l.Pending) + ")"
+		} else {
+			c.hold("bytes that wait to be stored", "limit", maxPending, "of", "bytes that wait to be stored")
 		}
-		if !p.ephemeral {
-			c.nack(f.ID, wire.NotStored, wire.TooManyPending, "", message, 1000)
-		}
+		c.refusePublish(f, wire.TooManyPending, message, 1000)
 		return
 	}
 	c.pubs = append(c.pubs, p)
@@ -479,6 +474,22 @@ func (c *conn) publish(f *wire.Frame) {
 	c.mu.Unlock()
 	if first {
 		c.g.wg.Go(c.publisher)
+	}
+}
+
+// refusePublish answers a message that a limit keeps out. Of ephemeral ones it answers the first
+// of each code: what is worth nothing a second later is dropped, but not without a word. The
+// field says that it is about these, and that nothing else has to wait.
+func (c *conn) refusePublish(f *wire.Frame, code, message string, retry int64) {
+	switch {
+	case f.Type == wire.Publish:
+		c.nack(f.ID, wire.NotStored, code, "", message, retry)
+	case !c.dropped[code]:
+		if c.dropped == nil {
+			c.dropped = map[string]bool{}
+		}
+		c.dropped[code] = true
+		c.send(&wire.Frame{Type: wire.Error, Code: code, Field: "t", Message: message, Topic: f.Topic, Retry: retry})
 	}
 }
 

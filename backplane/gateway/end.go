@@ -177,14 +177,21 @@ func (c *conn) report(e *cause) {
 // and returns what names it, for the client. It is for the goroutine that reads.
 func (c *conn) limit(option string, limit any) string {
 	option = "gateway.Limits." + option
-	if !c.hit[option] {
-		if c.hit == nil {
-			c.hit = map[string]bool{}
-		}
-		c.hit[option] = true
-		c.g.note(info, "a limit holds up a client", "limit", limit, "option", option, "conn", c.id, "user", clean(c.user))
-	}
+	c.hold(option, "limit", limit, "option", option)
 	return fmt.Sprintf("%v, %s", limit, option)
+}
+
+// hold tells the log of a limit, what names it, once on this connection. It is for the goroutine
+// that reads.
+func (c *conn) hold(name string, args ...any) {
+	if c.hit[name] {
+		return
+	}
+	if c.hit == nil {
+		c.hit = map[string]bool{}
+	}
+	c.hit[name] = true
+	c.g.note(info, "a limit holds up a client", append(args, "conn", c.id, "user", clean(c.user))...)
 }
 
 // lingering is how long a connection that we have closed waits for the client to close

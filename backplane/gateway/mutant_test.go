@@ -48,7 +48,7 @@ func TestBugsPlantedInDefencesAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "clients fill the log", File: "log.go",
 			Old: "	l.level--\n", New: ""},
 		mutant.Mutant{Why: "a limit is in the log each time", File: "end.go",
-			Old: "		c.hit[option] = true\n", New: ""},
+			Old: "	c.hit[name] = true\n", New: ""},
 		mutant.Mutant{Why: "the end is not seen by who goes on sending", File: "end.go",
 			Old: "			c.linger()\n", New: ""},
 		mutant.Mutant{Why: "the log is written by clients", File: "log.go",

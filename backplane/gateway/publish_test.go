@@ -237,7 +237,7 @@ func TestEphemeralMessages(t *testing.T) {
 			s.send(`{"t":"ephemeral","topic":"x","data":1}`)
 		}
 		// Not even those that are too many are answered, but for the first.
-		if f := s.expect(wire.Error); f.Code != wire.TooFast || f.Topic != "x" || f.Retry == 0 {
+		if f := s.expect(wire.Error); f.Code != wire.TooFast || f.Topic != "x" || f.Retry == 0 || f.Field != "t" {
 			t.Errorf("%s", f.Append(nil))
 		}
 		s.alive()
@@ -254,6 +254,58 @@ func TestEphemeralMessages(t *testing.T) {
 			t.Error("stored")
 		}
 	})
+}
+
+// An ephemeral message that found too much waiting was dropped without a word, and the bound for
+// bytes was not in the log for anything.
+func TestALimitForWhatWaitsIsNotSilent(t *testing.T) {
+	for name, c := range map[string]struct {
+		pending, size int
+		log           string
+	}{
+		"messages": {4, 1, "limit=4 option=gateway.Limits.Pending"},
+		"bytes":    {-1, 30_000, `limit=262144 of="bytes that wait to be stored"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := new(journal)
+				bp := newGate()
+				r := startWith(t, setup{bp: bp, Options: Options{Logger: log.logger(), Limits: Limits{Pending: c.pending}}})
+				s := r.welcome("")
+				bp.appends.close()
+				refused := func(f *wire.Frame) {
+					if f.Code != wire.TooManyPending || f.Retry == 0 || (f.Field == "t") != (f.Type == wire.Error) {
+						t.Errorf("%s", f.Append(nil))
+					}
+				}
+				for i := range 10 {
+					s.send(fmt.Sprintf(`{"t":"publish","id":"%d","topic":"x","text":"%s"}`, i, strings.Repeat("x", c.size)))
+				}
+				for range 3 {
+					s.send(`{"t":"ephemeral","topic":"y","data":1}`)
+				}
+				s.send(`{"t":"publish","id":"last","topic":"x","data":1}`)
+				for last := ""; last != "last"; { // the publishes that are refused, and one of the others
+					f := s.read()
+					if refused(f); f.Type == wire.Error {
+						if f.Topic != "y" || last == "error" {
+							t.Errorf("%s", f.Append(nil))
+						}
+						last = "error"
+					} else if f.ID == "last" && last != "error" {
+						t.Error("no ephemeral message was answered")
+						break
+					} else if f.ID == "last" {
+						last = f.ID
+					}
+				}
+				if got := log.String(); strings.Count(got, "a limit holds up a client") != 1 || !strings.Contains(got, c.log) {
+					t.Errorf("in the log: %s", got)
+				}
+				bp.appends.open()
+			})
+		})
+	}
 }
 
 // read is next without an error.
