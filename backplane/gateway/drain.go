@@ -36,8 +36,8 @@ func (g *Gateway) drainWindow(clients int) time.Duration {
 // come back there spread over Options.Drain and not all at once. It needs most of that
 // time if ctx allows it. If ctx has a deadline before, they are told all the sooner, and each
 // to wait a random part of the rest. If ctx is cancelled, those not yet told are told at
-// once, and each to wait a random part of what is left of the drain, or of a second if that
-// is more.
+// once, and each to wait a random part of what is left of the drain, but of a second at least, or
+// of the whole drain if that is shorter.
 //
 // It returns when all connections are closed and nothing of the gateway runs any more.
 // When ctx is done those that are left are cut, and context.Cause(ctx) is returned. It
@@ -110,8 +110,9 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 // second for each 200 of them, between 1 s and 30 s. Use it where one server has many more
 // connections than another, as after a rolling restart.
 //
-// It returns when all of them were told, and how many; or the cause of ctx and how many were
-// told by then. During a Shutdown it does nothing.
+// It returns when all of them were told, and how many: connections that end meanwhile by
+// themselves are not counted. If ctx is done before, it returns its cause and how many were told
+// by then. A Shutdown ends it, without an error, and during one it does nothing.
 func (g *Gateway) Shed(ctx context.Context, n int) (told int, err error) {
 	var conns []*conn
 	g.mu.Lock()
@@ -130,13 +131,28 @@ func (g *Gateway) Shed(ctx context.Context, n int) (told int, err error) {
 	conns = conns[:min(max(n, 0), len(conns))]
 	over := g.drainWindow(len(conns))
 	g.log.Info("shedding", "connections", len(conns), "window", over)
+	sleep, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.ctx, cancel)()
 	for i, c := range conns {
-		if err := backoff.Sleep(ctx, time.Duration(min(i, 1))*over/time.Duration(len(conns))); err != nil {
-			return i, err
+		due := time.Duration(min(i, 1)) * over / time.Duration(len(conns))
+		if backoff.Sleep(sleep, due) != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			break
 		}
-		c.dismiss(wire.CloseRestart, "rebalance", &wire.Frame{Type: wire.Goodbye, Reason: "rebalance", Window: prompt.Milliseconds()})
+		g.mu.Lock()
+		draining := g.draining
+		g.mu.Unlock()
+		if draining { // which looks after the rest
+			break
+		}
+		if c.dismiss(wire.CloseRestart, "rebalance", &wire.Frame{Type: wire.Goodbye, Reason: "rebalance", Window: prompt.Milliseconds()}) {
+			told++
+		}
 	}
-	return len(conns), nil
+	return told, err
 }
 
 // janitor ends connections whose grant has expired, and has subscriptions asked about

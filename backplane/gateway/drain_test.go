@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -267,6 +268,68 @@ func TestShedSendsSomeAway(t *testing.T) {
 			t.Errorf("after Shutdown: %d, %v", got, err)
 		}
 	})
+}
+
+// Shed went on during a Shutdown, and counted connections that it had not sent away.
+func TestShedCountsWhomItHasSentAway(t *testing.T) {
+	const n, drain = 20, 20 * time.Second
+	for name, c := range map[string]struct {
+		shutdown time.Duration // of ctx; 0 = none
+		leave    int           // clients that leave after 5.5 s
+		told     int
+		least    time.Duration
+	}{
+		"a Shutdown":                {shutdown: drain, told: 6, least: 5 * time.Second},
+		"a Shutdown that is short":  {shutdown: time.Second, told: 6, least: 5 * time.Second},
+		"all others leave":          {leave: n, told: 6, least: 19 * time.Second},
+		"nothing happens meanwhile": {told: n, least: 19 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := startWith(t, setup{Options: Options{Drain: drain, Limits: Limits{PerUser: -1}}})
+				var reasons [2]atomic.Int64
+				var sockets []*socket
+				for range n {
+					s := r.welcome("anna")
+					sockets = append(sockets, s)
+					go func() {
+						f, err := s.next()
+						if err != nil {
+							return
+						}
+						if f.Reason == "rebalance" {
+							reasons[0].Add(1)
+						} else {
+							reasons[1].Add(1)
+						}
+						s.end()
+						s.conn.Close()
+					}()
+				}
+				begin := time.Now()
+				time.AfterFunc(5500*time.Millisecond, func() {
+					for _, s := range sockets[:c.leave] {
+						s.conn.Close()
+					}
+					if c.shutdown > 0 {
+						ctx, cancel := context.WithTimeout(context.Background(), c.shutdown)
+						defer cancel()
+						r.gw.Shutdown(ctx)
+					}
+				})
+				got, err := r.gw.Shed(context.Background(), n)
+				took := time.Since(begin)
+				time.Sleep(2 * drain)
+				told, drained := int(reasons[0].Load()), int(reasons[1].Load())
+				if got != c.told || err != nil || told != got || c.shutdown > 0 && told+drained != n {
+					t.Errorf("%d, %v; %d were told, %d drained", got, err, told, drained)
+				}
+				if took < c.least || c.shutdown > 0 && took > 6*time.Second {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
 }
 
 func TestShutdownCutsWhoStays(t *testing.T) {

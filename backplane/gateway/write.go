@@ -52,14 +52,16 @@ func (c *conn) sendIf(f *wire.Frame, may func() bool) { c.enqueue(f, 0, "", may,
 // be nil. It may wait as send does.
 func (c *conn) end(code int, reason string, f *wire.Frame) { c.enqueue(f, code, reason, nil, true) }
 
-// dismiss is end for those who have others to look after: it does not wait for the network.
-func (c *conn) dismiss(code int, reason string, f *wire.Frame) {
-	c.enqueue(f, code, reason, nil, false)
+// dismiss is end for those who have others to look after: it does not wait for the network. It
+// reports whether the connection ends for this.
+func (c *conn) dismiss(code int, reason string, f *wire.Frame) bool {
+	return c.enqueue(f, code, reason, nil, false)
 }
 
 // enqueue has f written, and then the connection closed if closing is not 0. With wait the
-// caller becomes the writer if there is none, and else a goroutine.
-func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() bool, wait bool) {
+// caller becomes the writer if there is none, and else a goroutine. It reports whether it has
+// done so, and not found that the connection ends already.
+func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() bool, wait bool) bool {
 	s := c.g.scratch.Get().(*scratch)
 	defer c.g.putScratch(s)
 	if f != nil {
@@ -68,7 +70,7 @@ func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() boo
 	c.mu.Lock()
 	if c.dead.Load() || c.closing != 0 || c.ended && !wait || may != nil && !may() {
 		c.mu.Unlock()
-		return
+		return false
 	}
 	if f != nil {
 		c.out = appendMessage(c.out, s.text)
@@ -81,16 +83,17 @@ func (c *conn) enqueue(f *wire.Frame, closing int, reason string, may func() boo
 	}
 	if c.writing || c.net == nil { // not yet accepted: see there
 		c.mu.Unlock()
-		return
+		return true
 	}
 	c.writing = true
 	if !wait {
 		c.writer()
 		c.mu.Unlock()
-		return
+		return true
 	}
 	c.mu.Unlock()
 	c.flush(s, false)
+	return true
 }
 
 // close has the connection closed as soon as out is written, and sees to it that what is
