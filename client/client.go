@@ -37,7 +37,8 @@ type Client struct {
 	cancel  context.CancelCauseFunc
 	nudge   chan struct{}
 	wake    chan struct{} // holds a value when the writer has to look
-	stopped chan struct{} // closed when run is over, and nothing is sent or received any more
+	stopped chan struct{} // closed when nothing is sent or received any more
+	ended   chan struct{} // closed when nothing of the client runs any more
 	prefix  string        // of IDs
 	lastID  atomic.Uint64
 	wg      sync.WaitGroup // what run does not wait for
@@ -133,7 +134,7 @@ func New(url string, opts *Options) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		opts: o, nudge: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}),
+		opts: o, nudge: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopped: make(chan struct{}), ended: make(chan struct{}),
 		changed: make(chan struct{}), flushed: make(chan struct{}), prefix: newPrefix(),
 		subs: map[string]*Subscription{}, asked: map[uint64]*Subscription{}, limited: map[string]bool{}, leaving: map[string]struct{}{}, left: map[string]uint64{}, held: map[string]*delay{},
 	}
@@ -151,7 +152,11 @@ func New(url string, opts *Options) (*Client, error) {
 
 // run connects, again and again, until the client is closed.
 func (c *Client) run() {
-	defer close(c.stopped)
+	defer func() {
+		close(c.stopped)
+		c.wg.Wait()
+		close(c.ended)
+	}()
 	var last error
 	for s, err := range c.loop.all(c.ctx) {
 		if err != nil {
@@ -591,8 +596,8 @@ func (c *Client) Reconnect() {
 // If messages were left, which fail then, it returns the context.Cause of ctx, or what
 // [Client.Err] says if that was not the reason. What it does after ctx is done takes no
 // time: the server is not waited for. Nor is a callback of the Options that has not
-// returned then, which runs on, and OnState is told of Closed after it. It may be called
-// again, and by several goroutines.
+// returned then, which runs on: an OnState not at all, and any other for a quarter of a second.
+// OnState is told of Closed after it. It may be called again, and by several goroutines.
 //
 // From within a callback give it a ctx that ends: it waits for the callback until then.
 func (c *Client) Close(ctx context.Context) error {
@@ -639,19 +644,14 @@ func (c *Client) Close(ctx context.Context) error {
 
 // settle waits until nothing of the client runs, or nothing but a callback when ctx is done.
 func (c *Client) settle(ctx context.Context) {
-	ended := make(chan struct{})
-	go func() {
-		<-c.stopped
-		c.wg.Wait()
-		close(ended)
-	}()
 	select {
-	case <-ended:
+	case <-c.ended:
 		return
 	case <-ctx.Done():
 	}
 	// What is ours needs no time. Whether the loop is in a callback is not known, but it ends
-	// soon if not.
+	// soon if not. (If it were known, one that is short, such as the last line in the log, would
+	// have Close return before all has ended.)
 	timer := time.NewTimer(closeGrace)
 	defer timer.Stop()
 	select {
@@ -667,7 +667,7 @@ func (c *Client) settle(ctx context.Context) {
 			return
 		}
 		select {
-		case <-ended:
+		case <-c.ended:
 			return
 		case <-changed:
 		}

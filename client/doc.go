@@ -61,9 +61,10 @@
 // minute by default, and is stored once; its [Receipt] says what is certain and what is not.
 // There is no silent loss in the queue between: what gives way fails with an error.
 //
-// [Client.Close] takes no longer than its context allows, and when it returns
-// nothing of the client runs and nothing is dialled. All that follows holds for the
-// client's connection, too; [State] has a picture of what it goes through.
+// [Client.Close] takes no longer than its context allows, and when it returns nothing of the
+// client runs and nothing is dialled. The exception is a callback of the application that does
+// not return: Close may take a quarter of a second more, and the callback runs on. All that
+// follows holds for the client's connection, too; [State] has a picture of what it goes through.
 //
 // Not promised: anything about events that a process had been given and not yet dealt with
 // when it crashed (keep the position together with what was made of them), what was

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -311,6 +312,12 @@ func TestCloseFromACallbackDoesNotOutlastItsContext(t *testing.T) {
 	}{
 		{"OnState", func(o *client.Options, from func()) { o.OnState = func(client.State) { from() } }, 0},
 		{"Trace", func(o *client.Options, from func()) { o.Trace = &client.Trace{Up: func(*client.Session) { from() }} }, 250 * time.Millisecond},
+		{"Prepare", func(o *client.Options, from func()) {
+			o.Prepare = func(context.Context, *client.Dial) error { from(); return nil }
+		}, 250 * time.Millisecond},
+		{"Logger", func(o *client.Options, from func()) {
+			o.Logger = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) { from(); return len(b), nil }), nil))
+		}, 250 * time.Millisecond},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newFake(t, func(p *peer) { p.welcome(); p.drain() })
@@ -342,6 +349,29 @@ func TestCloseFromACallbackDoesNotOutlastItsContext(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Each Close that did not wait for a callback left a goroutine that did.
+func TestACloseThatIsOverLeavesNoGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newFake(t, func(p *peer) { p.welcome(); p.drain() })
+		hang := make(chan struct{})
+		c := g.client(func(o *client.Options) { o.OnState = func(client.State) { <-hang } })
+		wait(t, c, client.Ready)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		c.Close(ctx)
+		synctest.Wait()
+		before := runtime.NumGoroutine()
+		for range 20 {
+			c.Close(ctx)
+		}
+		synctest.Wait()
+		if after := runtime.NumGoroutine(); after >= before+20 {
+			t.Errorf("%d goroutines, %d before", after, before)
+		}
+		close(hang)
+	})
 }
 
 // logged returns a client's option and what is logged with it, one line for each event.
