@@ -43,7 +43,7 @@ func TestPlantedBugsOfSessionsAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "a proxy is sent a GET", File: "proxy.go",
 			Old: "if proxy == nil || req.URL.Scheme", New: "if true || req.URL.Scheme"},
 		mutant.Mutant{Why: "a proxy that does not answer is waited for", File: "proxy.go",
-			Old: "func() { conn.Close() })", New: "func() {})"},
+			Old: "		raw.Close()\n	})", New: "	})"},
 		mutant.Mutant{Why: "an end in the middle of a message makes it whole", File: "dial.go",
 			Old: "		err = io.ErrUnexpectedEOF\n", New: "		err = io.EOF\n"},
 		mutant.Mutant{Why: "a bad answer is read for three seconds", File: "dial.go",

@@ -63,13 +63,24 @@ func (p *proxyDialer) tunnel(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, fmt.Errorf("proxy %s: %w", p.proxy.Host, err)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	raw := conn
+	if secured, ok := conn.(*tls.Conn); ok { // whose Close writes, which may take 5 s
+		raw = secured.NetConn()
+	}
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		raw.Close()
+	})
 	err = p.connect(ctx, conn, address)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
+	if !stop() {
+		<-closed
+		if err == nil {
+			err = context.Cause(ctx)
+		}
 	}
 	if err != nil {
-		conn.Close()
+		raw.Close()
 		return nil, err
 	}
 	return conn, nil
@@ -84,6 +95,10 @@ func (p *proxyDialer) reach(ctx context.Context, network string) (net.Conn, erro
 	address := net.JoinHostPort(p.proxy.Hostname(), port)
 	if p.proxy.Scheme == "https" && p.DialTLSContext != nil {
 		return p.DialTLSContext(ctx, network, address)
+	}
+	//lint:ignore SA1019 it is deprecated, and may be set
+	if old := p.DialTLS; p.proxy.Scheme == "https" && old != nil {
+		return old(network, address)
 	}
 	conn, err := p.dial(ctx, network, address)
 	if err != nil || p.proxy.Scheme == "http" {
@@ -126,8 +141,12 @@ func (p *proxyDialer) connect(ctx context.Context, conn net.Conn, address string
 	if err := req.Write(conn); err != nil {
 		return fmt.Errorf("proxy %s: %w", p.proxy.Host, err)
 	}
+	most := p.MaxResponseHeaderBytes
+	if most <= 0 {
+		most = maxHeader
+	}
 	// What is behind the answer is of nobody: the server does not speak first.
-	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeader)), req)
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, most)), req)
 	if err != nil {
 		return fmt.Errorf("proxy %s: %w", p.proxy.Host, err)
 	}

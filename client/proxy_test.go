@@ -30,6 +30,7 @@ type connectProxy struct {
 	network *memnet.Network
 	user    string // and password, if they are asked for
 	mute    bool
+	padding string // of the header of an answer
 
 	mu   sync.Mutex
 	seen []string // requests
@@ -83,7 +84,7 @@ func (p *connectProxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if err != nil {
 		panic(err)
 	}
-	io.WriteString(here, "HTTP/1.1 200 Connection established\r\n\r\n")
+	io.WriteString(here, "HTTP/1.1 200 Connection established\r\nPadding: "+p.padding+"\r\n\r\n")
 	var copies sync.WaitGroup
 	copies.Go(func() { io.Copy(there, here); there.Close() })
 	io.Copy(here, there)
@@ -183,6 +184,50 @@ func TestAProxyMaySpeakTLS(t *testing.T) {
 		}
 		if _, err := first(t.Context(), "ws://server.test", p.options("https://proxy.test")); err == nil || !strings.Contains(err.Error(), "certificate") {
 			t.Error(err)
+		}
+		// Whoever knows how to speak TLS with it may do so, also in the old way.
+		for _, old := range []bool{false, true} {
+			ok, err := first(t.Context(), "ws://server.test", p.options("https://proxy.test", func(transport *http.Transport) {
+				dial, config := transport.DialContext, &tls.Config{RootCAs: roots, ServerName: "example.com"}
+				transport.DialContext = nil
+				dialTLS := func(ctx context.Context, network, address string) (net.Conn, error) {
+					conn, err := dial(ctx, network, address)
+					if err != nil {
+						return nil, err
+					}
+					return tls.Client(conn, config), nil
+				}
+				if old {
+					//lint:ignore SA1019 it may be set
+					transport.DialTLS = func(network, address string) (net.Conn, error) {
+						return dialTLS(context.Background(), network, address)
+					}
+				} else {
+					transport.DialTLSContext = dialTLS
+				}
+			}))
+			if !ok {
+				t.Errorf("old %v: %v", old, err)
+			}
+		}
+	})
+}
+
+// The bound for headers was not that of the Transport.
+func TestAProxyHeaderIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, echo)
+		p := newConnectProxy(t, r, nil)
+		for _, tt := range []struct {
+			header int
+			most   int64
+			ok     bool
+		}{{1000, 0, true}, {1000, 500, false}, {100_000, 0, false}, {100_000, 200_000, true}} {
+			p.padding = strings.Repeat("x", tt.header)
+			limited := func(t *http.Transport) { t.MaxResponseHeaderBytes = tt.most }
+			if ok, err := first(t.Context(), "ws://server.test", p.options("http://proxy.test", limited)); ok != tt.ok {
+				t.Errorf("%d bytes, most %d: %v, %v", tt.header, tt.most, ok, err)
+			}
 		}
 	})
 }
