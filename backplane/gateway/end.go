@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -52,7 +53,7 @@ func (e *cause) detail() string {
 	case e.err != nil:
 		return e.err.Error()
 	case e.code != 0:
-		return fmt.Sprintf("%d %s", e.code, e.reason)
+		return strings.TrimSpace(fmt.Sprintf("%d %s", e.code, e.reason))
 	}
 	return e.reason
 }
@@ -106,7 +107,7 @@ func (c *conn) finish(err error) {
 	var frame websocket.CloseError
 	switch {
 	case errors.As(err, &frame):
-		e.how, e.code, e.reason = endLeft, int(frame.Code), frame.Reason
+		e = cause{how: endLeft, code: int(frame.Code), reason: frame.Reason}
 	case errors.Is(err, errPanic):
 		e.how = endClosed
 	case c.net != nil && c.net.late.Load(): // with a pong

@@ -82,6 +82,7 @@ func TestTheFirstCauseOfAnEndCounts(t *testing.T) {
 		}, ended{Lost: 1}, -1, "lost: "},
 		"gone":             {Options{}, func(_ *rig, s *socket) { s.conn.Close() }, ended{Lost: 1}, -1, "lost: "},
 		"left":             {Options{}, func(_ *rig, s *socket) { s.write(masked(final|opClose, []byte{3, 233, 'b', 'y', 'e'})) }, ended{Left: 1}, 1001, "closed by the client: "},
+		"left in silence":  {Options{}, func(_ *rig, s *socket) { s.write(masked(final|opClose, []byte{3, 233})) }, ended{Left: 1}, 1001, "closed by the client: 1001"},
 		"no frame":         {Options{}, func(_ *rig, s *socket) { s.send("x") }, ended{Closed: 1}, wire.CloseBadFrame, "closed by the server: 4400"},
 		"a frame too long": {Options{}, func(_ *rig, s *socket) { s.send(strings.Repeat("x", 33<<10)) }, ended{Closed: 1}, wire.CloseTooBig, "closed by the server: 1009 the message is too long (32768, gateway.Limits.Message)"},
 		"no WebSocket":     {Options{}, func(_ *rig, s *socket) { s.write(masked(final|0x70|opText, nil)) }, ended{Closed: 1}, websocket.StatusProtocolError, "closed by the server: 1002"},
@@ -109,7 +110,7 @@ func TestTheFirstCauseOfAnEndCounts(t *testing.T) {
 				c.end(r, s)
 				err := <-told
 				time.Sleep(time.Minute)
-				if got := err.Error(); !strings.HasPrefix(got, "gateway: "+c.text) || websocket.CloseStatus(err) != c.code {
+				if got := err.Error(); !strings.HasPrefix(got, "gateway: "+c.text) || strings.HasSuffix(got, " ") || websocket.CloseStatus(err) != c.code {
 					t.Errorf("traced: %v, %d; want %s, %d", err, websocket.CloseStatus(err), c.text, c.code)
 				}
 				if d := cmp.Diff(c.want, r.gw.Stats().ended()); d != "" {

@@ -60,14 +60,18 @@ func hijack(w http.ResponseWriter) (c net.Conn, rw *bufio.ReadWriter, err error)
 	return http.NewResponseController(w).Hijack()
 }
 
-// answer writes the header of the response, with what middleware has put into it.
+// answer writes the header of the response, with what middleware has put into it, but for what is
+// about a body or the connection.
 func (h *upgrade) answer(c net.Conn) error {
+	own := h.header.Clone()
 	for name, values := range h.w.Header() {
-		switch {
-		case h.header[name] != nil, strings.HasPrefix(name, "Content-"):
-		case name == "Connection", name == "Keep-Alive", name == "Trailer", name == "Transfer-Encoding", name == "Upgrade":
+		switch name = http.CanonicalHeaderKey(name); name {
+		case "Content-Encoding", "Content-Length", "Content-Type",
+			"Connection", "Keep-Alive", "Trailer", "Transfer-Encoding", "Upgrade":
 		default:
-			h.header[name] = values
+			if own[name] == nil {
+				h.header[name] = append(h.header[name], values...)
+			}
 		}
 	}
 	var b bytes.Buffer

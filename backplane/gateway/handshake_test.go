@@ -95,10 +95,14 @@ func TestMiddlewareThatHoldsBackTheStatus(t *testing.T) {
 					w.Header().Set("Vary", "Accept-Encoding")
 					w.Header().Set("Content-Encoding", "gzip")
 					w.Header().Add("Set-Cookie", "a=b")
+					w.Header().Set("Content-Security-Policy", "default-src 'self'")
+					w.Header()["upgrade"] = []string{"h2c"} // by hand
+					w.Header()["x-mine"] = []string{"yes"}
 					return wrap(w)
 				})
 				s, resp, _ := r.handshake()
-				if resp.StatusCode != 101 || resp.Header.Get("Set-Cookie") != "a=b" || resp.Header.Get("Content-Encoding") != "" || resp.Header.Get("Sec-WebSocket-Protocol") != wire.Subprotocol {
+				if resp.StatusCode != 101 || resp.Header.Get("Set-Cookie") != "a=b" || resp.Header.Get("Content-Encoding") != "" ||
+					resp.Header.Get("Content-Security-Policy") == "" || resp.Header.Get("X-Mine") != "yes" || strings.Join(resp.Header.Values("Upgrade"), ",") != "websocket" || resp.Header.Get("Sec-WebSocket-Protocol") != wire.Subprotocol {
 					t.Fatalf("%d, %v", resp.StatusCode, resp.Header)
 				}
 				s.hello("")

@@ -42,7 +42,7 @@ func TestBugsPlantedInDefencesAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "what was cut off is a message", File: "conn.go",
 			Old: "err == nil && c.net.over:", New: "err == nil && c.net == nil:"},
 		mutant.Mutant{Why: "what middleware has set is not sent", File: "handshake.go",
-			Old: "			h.header[name] = values\n", New: "			_ = values\n"},
+			Old: "				h.header[name] = append(h.header[name], values...)\n", New: "				_ = values\n"},
 		mutant.Mutant{Why: "a Hijack that panics is not survived", File: "handshake.go",
 			Old: "		if p := recover(); p != nil {", New: "		if p := any(nil); p != nil {"},
 		mutant.Mutant{Why: "clients fill the log", File: "log.go",

@@ -558,7 +558,7 @@ func TestWhatDisconnectedIsTold(t *testing.T) {
 	}{
 		"logout":   {func(r *rig, s *socket) { r.gw.Disconnect("anna") }, wire.CloseUnauthorized, "closed by the server"},
 		"no frame": {func(r *rig, s *socket) { s.send("x") }, wire.CloseBadFrame, "closed by the server"},
-		"left":     {func(r *rig, s *socket) { s.write(masked(final|opClose, []byte{3, 232})) }, websocket.StatusNormalClosure, "received close frame"},
+		"left":     {func(r *rig, s *socket) { s.write(masked(final|opClose, []byte{3, 232})) }, websocket.StatusNormalClosure, "closed by the client: 1000"},
 		"lost":     {func(r *rig, s *socket) { s.conn.Close() }, -1, "EOF"},
 		"dead":     {func(r *rig, s *socket) { s.link.Blackhole(memnet.Both) }, -1, "found dead"},
 	} {
