@@ -70,10 +70,19 @@ type outbox struct {
 	away     []*topicQueue
 	timer    *time.Timer // of the next round; nil during one, and when none is needed
 	trying   int         // queues of this round that have not been tried yet
-	success  bool        // of one of this round
+	found    finding     // of this round: up if any was, else away if any was
 	width    int         // of the next round
 	failures int         // rounds in a row without success
 }
+
+// A finding is what the first try of a queue in a round says about the backplane.
+type finding int
+
+const (
+	foundNothing finding = iota // all of its messages had expired
+	foundAway
+	foundUp
+)
 
 // minWidth is how many queues a round has if none of the last succeeded.
 const minWidth = 4
@@ -83,7 +92,7 @@ type topicQueue struct {
 	topic   string
 	items   []*queued // oldest first
 	away    bool      // the last try found the backplane away
-	busy    bool      // it is in ready or in away, or being sent
+	busy    bool      // it has items: it is in ready or in away, or being sent
 	round   bool      // it is tried in this round
 	told    []*queued // final, and Done is to be told of them
 	telling bool      // a goroutine does
@@ -123,7 +132,8 @@ func newOutbox(h *Hub, opts Outbox) *outbox {
 func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt, error) {
 	item := &queued{m: m, at: time.Now(), last: Receipt{Outcome: NotStored, ID: m.ID}}
 	o.mu.Lock()
-	behind := o.queues[topic] != nil
+	q := o.queues[topic]
+	behind := q != nil && q.busy // not if only Done is still to be told
 	o.mu.Unlock()
 	err := ErrUnavailable
 	if !behind {
@@ -146,7 +156,7 @@ func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt,
 		o.full("backplane.Outbox.Bytes", o.opts.Bytes)
 		return item.last, fmt.Errorf("%w: it would have more than %d bytes (backplane.Outbox.Bytes): %w", ErrOutboxFull, o.opts.Bytes, err)
 	}
-	q := o.queues[topic]
+	q = o.queues[topic]
 	if q == nil {
 		q = &topicQueue{topic: topic}
 		o.queues[topic] = q
@@ -156,7 +166,7 @@ func (o *outbox) publish(ctx context.Context, topic string, m Message) (Receipt,
 	o.bytes += item.size()
 	switch {
 	case q.busy:
-	case behind: // it was, and Done may still be told of those before
+	case behind: // it was, but all before have been sent meanwhile
 		o.soon(q)
 	default:
 		q.busy, q.away = true, true
@@ -213,7 +223,7 @@ func (o *outbox) round() {
 	if o.timer == nil {
 		return
 	}
-	o.timer, o.success = nil, false
+	o.timer, o.found = nil, foundNothing
 	n := min(max(o.width, minWidth), len(o.away))
 	o.trying = n
 	for _, q := range o.away[:n] {
@@ -224,18 +234,19 @@ func (o *outbox) round() {
 }
 
 // tried counts the first try of a queue in a round. The lock is held.
-func (o *outbox) tried(q *topicQueue, success bool) {
+func (o *outbox) tried(q *topicQueue, f finding) {
 	if !q.round {
 		return
 	}
 	q.round = false
-	o.success = o.success || success
+	o.found = max(o.found, f)
 	if o.trying--; o.trying > 0 {
 		return
 	}
-	if o.success {
+	switch o.found {
+	case foundUp:
 		o.width, o.failures = 2*max(o.width, minWidth), 0
-	} else {
+	case foundAway:
 		o.width = minWidth
 		o.failures++
 	}
@@ -302,13 +313,13 @@ func (o *outbox) sendFirst(q *topicQueue) bool {
 		for _, item := range q.items {
 			o.serve(item)
 		}
-		o.tried(q, false)
+		o.tried(q, foundAway)
 		o.plan()
 		return false
 	}
 	if !expired {
 		q.away = false
-		o.tried(q, true)
+		o.tried(q, foundUp)
 	}
 	if item.err, item.final = err, true; o.serve(item) {
 		o.free(item)
@@ -324,7 +335,7 @@ func (o *outbox) sendFirst(q *topicQueue) bool {
 		return true
 	}
 	q.busy = false
-	o.tried(q, false) // all has expired, which says nothing about the backplane
+	o.tried(q, foundNothing) // unless one was sent, and that was said
 	o.forget(q)
 	return false
 }

@@ -556,6 +556,86 @@ func TestTheOutboxIsBoundedAlsoWhileDoneIsSlow(t *testing.T) {
 	})
 }
 
+// Those of which only Done is still to be told are no reason to wait: with a full outbox
+// and a slow Done each publish failed, although the backplane took all.
+func TestNobodyQueuesBehindMessagesOfWhichOnlyDoneIsToBeTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		var l ledger
+		slow := make(chan struct{})
+		release := sync.OnceFunc(func() { close(slow) })
+		defer release()
+		h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Messages: 2, Done: func(topic string, m Message, r Receipt, err error) {
+			<-slow
+			l.done(topic, m, r, err)
+		}}})
+		s := subscribe(t, h, "x", nil)
+		b.down(false)
+		queue(t, h, "x", "1")
+		queue(t, h, "x", "2")
+		b.up()
+		time.Sleep(6 * time.Second)
+		for _, text := range []string{"3", "4"} {
+			if r, err := h.Publish(t.Context(), "x", Message{Data: []byte(text)}); r.Outcome != Committed {
+				t.Errorf("%s: %+v, %v", text, r, err)
+			}
+		}
+		gets(t, s, "1 2 3 4")
+		// It is full all the same: what fails now cannot be kept.
+		b.down(false)
+		if r, err := h.Publish(t.Context(), "x", Message{}); !errors.Is(err, ErrOutboxFull) || r.Outcome != NotStored {
+			t.Errorf("%+v, %v", r, err)
+		}
+		release()
+		l.check(t, "x 1 committed", "x 2 committed")
+	})
+}
+
+// The same within Done, which is told of the last that fits.
+func TestDoneMayPublishToItsOwnTopicWhenTheOutboxIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		var h *Hub
+		h = hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Messages: 1, Done: func(topic string, _ Message, _ Receipt, _ error) {
+			if r, err := h.Publish(context.Background(), topic, Message{Data: []byte("follow-up")}); r.Outcome != Committed {
+				t.Errorf("%+v, %v", r, err)
+			}
+		}}})
+		s := subscribe(t, h, "x", nil)
+		b.down(false)
+		queue(t, h, "x", "1")
+		b.up()
+		time.Sleep(6 * time.Second)
+		gets(t, s, "1 follow-up")
+	})
+}
+
+// A message that is queued while Done is told of those before is told after them.
+func TestDoneIsInOrderAcrossTwoOutages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		var l ledger
+		slow := make(chan struct{})
+		release := sync.OnceFunc(func() { close(slow) })
+		defer release()
+		h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Done: func(topic string, m Message, r Receipt, err error) {
+			<-slow
+			l.done(topic, m, r, err)
+		}}})
+		s := subscribe(t, h, "x", nil)
+		for _, text := range []string{"1", "2"} {
+			b.down(false)
+			queue(t, h, "x", text+"a")
+			queue(t, h, "x", text+"b")
+			b.up()
+			time.Sleep(6 * time.Second)
+		}
+		gets(t, s, "1a 1b 2a 2b")
+		release()
+		l.check(t, "x 1a committed", "x 1b committed", "x 2a committed", "x 2b committed")
+	})
+}
+
 // Done is called in a topic's order, one call after the other, however slow it is and
 // while more is sent.
 func TestDoneIsCalledInOrderAndOneAtATime(t *testing.T) {
@@ -626,6 +706,26 @@ func TestAnExpiredMessageIsNoSuccess(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Nor does it say that the backplane is still away.
+func TestARoundOfExpiredMessagesIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		h := hub(t, b, &Options{Sweep: -1, Outbox: &Outbox{Age: 1}})
+		b.down(false)
+		for i := range 20 * minWidth {
+			queue(t, h, strconv.Itoa(i), "1")
+		}
+		start := time.Now()
+		for h.Stats().Queued > 0 && time.Since(start) < time.Minute {
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+		}
+		if took := time.Since(start); took > 20*60*time.Millisecond {
+			t.Errorf("twenty rounds took %v: their pauses became longer", took)
+		}
+	})
 }
 
 // Those who publish while the messages before theirs are sent wait for them, and Close
