@@ -73,14 +73,15 @@ func (l *logbook) say(level slog.Level, msg, text string, attrs ...any) {
 	l.log.Log(context.Background(), level, msg, attrs...)
 }
 
-// over says that a message is no longer true: the next time is the first again.
+// over says that a message is no longer true: the next time is the first again. It is
+// not for what is said of many topics, some of which may still fail.
 func (l *logbook) over(msg string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	maps.DeleteFunc(l.seen, func(k notice, _ *times) bool { return k.msg == msg })
 }
 
-// What is said of work that fails, and is over when it succeeds.
+// What is said of work that fails.
 const (
 	cannotRead    = "cannot read a topic"
 	cannotWatch   = "cannot watch topics"

@@ -154,7 +154,86 @@ func TestAnOutageOfManyTopicsIsAFewLines(t *testing.T) {
 				t.Errorf("%d lines of outage %d have no count, want the first", first, outage)
 			}
 			b.set(func() { b.onRead = nil })
-			time.Sleep(10 * time.Second)
+			time.Sleep(forgetNotice + 10*time.Second)
+		}
+	})
+}
+
+// While some reads fail and some succeed, each failure was the first again.
+func TestAnOutageOfSomeTopicsIsAFewLinesThoughOthersRecover(t *testing.T) {
+	const topics = 100
+	for _, c := range []struct {
+		what string
+		fail func(b *tap, away func() bool)
+	}{
+		{cannotRead, func(b *tap, away func() bool) {
+			b.onRead = func(_ context.Context, _ string, _ replay.Position, do func() (Page, error)) (Page, error) {
+				if away() {
+					return Page{}, errAway
+				}
+				return do()
+			}
+		}},
+		{cannotWatch, func(b *tap, away func() bool) {
+			b.onAdd = func(_ context.Context, _ []string, do func() error) error {
+				if away() {
+					return errAway
+				}
+				return do()
+			}
+		}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newTap(t, nil)
+				var d diary
+				h := hub(t, b, &Options{Sweep: -1, Logger: d.logger()})
+				var mu sync.Mutex
+				calls := 0
+				b.set(func() {
+					c.fail(b, func() bool {
+						mu.Lock()
+						defer mu.Unlock()
+						calls++
+						return calls%2 == 1
+					})
+				})
+				for i := range topics {
+					subscribe(t, h, strconv.Itoa(i), nil).Close()
+				}
+				if lines := d.lines(c.what); len(lines) < 3 || len(lines) > 10 {
+					t.Errorf("%d lines of %d calls, half of which have failed", len(lines), calls)
+				}
+			})
+		})
+	}
+}
+
+// Heads are compared by one for all topics: when it succeeds, the failure is over.
+func TestAFailureToCompareHeadsIsOverInTheLogWhenItSucceeds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTap(t, nil)
+		var d diary
+		h := hub(t, b, &Options{Sweep: 5 * time.Second, Logger: d.logger()})
+		defer subscribe(t, h, "x", nil).Close()
+		for outage := 1; outage <= 3; outage++ {
+			b.set(func() {
+				b.onHeads = func(context.Context, func() ([]replay.Position, error)) ([]replay.Position, error) {
+					return nil, errAway
+				}
+			})
+			time.Sleep(7 * time.Second)
+			b.set(func() { b.onHeads = nil })
+			time.Sleep(7 * time.Second)
+			first := 0
+			for _, line := range d.lines(cannotCompare) {
+				if !strings.Contains(line, "times=") {
+					first++
+				}
+			}
+			if first != outage {
+				t.Errorf("%d lines without a count after %d outages", first, outage)
+			}
 		}
 	})
 }

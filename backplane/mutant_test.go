@@ -75,7 +75,7 @@ func TestBugsPlantedInHowATopicIsFollowedAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "those who are slow lose what the ring has", File: "topic.go",
 			Old: "case gap == nil && t.has(from):", New: "case false:"},
 		mutant.Mutant{Why: "a contradiction is read again and again", File: "topic.go",
-			Old: "	if t.odd == 0 {\n		if t.failures > 0 {", New: "	if t.odd = 0; true {\n		if t.failures > 0 {"},
+			Old: "	if t.odd == 0 {\n		t.failures = 0", New: "	if t.odd = 0; true {\n		t.failures = 0"},
 		mutant.Mutant{Why: "topics that cannot be watched hold up others", File: "work.go",
 			Old: "h.alone >= maxAdds/2", New: "h.alone >= maxAdds"},
 		mutant.Mutant{Why: "who waits is not told that the backplane is back", File: "work.go",
@@ -232,6 +232,10 @@ func TestBugsPlantedInTheLogAreCaught(t *testing.T) {
 		mutant.Mutant{Why: "each topic is logged", File: "log.go",
 			Old: "	if n&(n-1) != 0 {", New: "	if n < 0 {"},
 		mutant.Mutant{Why: "a second outage is not logged", File: "log.go",
+			Old: "if x == nil || now.Sub(x.last) >= forgetNotice {", New: "if x == nil {"},
+		mutant.Mutant{Why: "a failure to compare heads is never over", File: "log.go",
 			Old: "return k.msg == msg })", New: "return k.msg != msg })"},
+		mutant.Mutant{Why: "a topic that recovers makes the failures of others new", File: "topic.go",
+			Old: "		t.failures = 0\n	}\n	// Hints", New: "		t.failures = 0\n		t.hub.log.over(cannotRead)\n	}\n	// Hints"},
 	)
 }

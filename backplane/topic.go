@@ -330,9 +330,6 @@ func (t *topic) refresh() {
 		return
 	}
 	if t.odd == 0 {
-		if t.failures > 0 {
-			t.hub.log.over(cannotRead)
-		}
 		t.failures = 0
 	}
 	// Hints from before the read are in what it returned, or of another history.

@@ -149,9 +149,7 @@ func (h *Hub) watched(topics []*topic, err error) {
 	}
 	for _, t := range topics {
 		t.mu.Lock()
-		if t.addFailed.Swap(err != nil) && err == nil {
-			h.log.over(cannotWatch)
-		}
+		t.addFailed.Store(err != nil)
 		switch {
 		case err != nil:
 			t.retryLater()
