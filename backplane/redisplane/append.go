@@ -229,15 +229,15 @@ func (once) NoRetry() bool { return true }
 // connection: until then it is certain that Redis does not run it, whatever failed.
 type mark struct {
 	text    string
-	written atomic.Bool
+	written *atomic.Bool
 }
 
-func (m *mark) MarshalBinary() ([]byte, error) {
+func (m mark) MarshalBinary() ([]byte, error) {
 	m.written.Store(true)
 	return []byte(m.text), nil
 }
 
-func (m *mark) String() string { return m.text } // for hooks that log commands
+func (m mark) String() string { return m.text } // for hooks that log commands
 
 // exec appends a batch.
 func (part *part) exec(batch []*appendCall) {
@@ -373,20 +373,20 @@ func newEpoch() string {
 func (part *part) send(ctx context.Context, args []any) (reply []any, outcome backplane.Outcome, err error) {
 	p := part.plane
 	outcome = backplane.NotStored
-	once := func(name, script string) (*redis.Cmd, error) {
-		m := &mark{text: script}
-		args[0], args[1] = name, m
+	once := func(name, script string, written *atomic.Bool) (*redis.Cmd, error) {
+		written.Store(false)
+		args[0], args[1] = name, mark{script, written}
 		cmd := once{redis.NewCmd(ctx, args...)}
 		err := p.client.Process(ctx, cmd)
-		if err != nil && m.written.Load() && classify(err) == backplane.Unknown {
+		if err != nil && written.Load() && classify(err) == backplane.Unknown {
 			outcome = backplane.Unknown // whatever becomes of the next try
 		}
 		return cmd.Cmd, err
 	}
-	err = p.persist(ctx, func() error {
-		cmd, err := once("evalsha", appendScript.Hash())
+	err = p.persist(ctx, func(written *atomic.Bool) error {
+		cmd, err := once("evalsha", appendScript.Hash(), written)
 		if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-			cmd, err = once("eval", appendSource)
+			cmd, err = once("eval", appendSource, written)
 		}
 		if err == nil {
 			if reply, err = cmd.Slice(); err != nil {
@@ -408,20 +408,30 @@ func (part *part) send(ctx context.Context, args []any) (reply []any, outcome ba
 // had one that is new. For those in the client's pool may all be dead: Redis (timeout),
 // or what is in between, closes those that are idle, and over TLS go-redis does not see
 // that when it takes one from the pool. Each try that fails takes one of them away.
-func (p *Plane) persist(ctx context.Context, call func() error) error {
-	err := call()
-	if !broken(err) {
-		return err
+//
+// The call sets written when a command is written (mark). A connection from the pool has
+// always got as far as that; so if nothing was written the connection was new, and
+// another would only be dialled in vain. What was idle when the first broke bounds the
+// tries if new ones break later.
+func (p *Plane) persist(ctx context.Context, call func(written *atomic.Bool) error) error {
+	idle := uint32(0)
+	for try := uint32(0); ; try++ {
+		var written atomic.Bool
+		err := call(&written)
+		if !broken(err) || !written.Load() || ctx.Err() != nil {
+			return err
+		}
+		if try == 0 {
+			stats := p.client.PoolStats()
+			idle = stats.IdleConns
+			if stats.PipelineStats != nil {
+				idle += stats.PipelineStats.IdleConns
+			}
+		}
+		if try > idle {
+			return err
+		}
 	}
-	stats := p.client.PoolStats()
-	pooled := stats.TotalConns
-	if stats.PipelineStats != nil {
-		pooled += stats.PipelineStats.TotalConns
-	}
-	for try := uint32(0); try <= pooled && broken(err) && ctx.Err() == nil; try++ {
-		err = call()
-	}
-	return err
 }
 
 // broken reports whether a connection broke, rather than that Redis was slow or could
@@ -510,13 +520,20 @@ func (part *part) receipts(reply []any, calls []*appendCall) []any {
 	return reply[1+len(calls):]
 }
 
+// tell publishes on a channel.
+func (p *Plane) tell(ctx context.Context, channel, text string) error {
+	return p.persist(ctx, func(written *atomic.Bool) error {
+		return p.client.Do(ctx, p.publish, channel, mark{text, written}).Err()
+	})
+}
+
 // PublishEphemeral implements [backplane.EphemeralPublisher]. A message whose connection
 // broke is sent again, and so may arrive twice: it has no ID by which to tell.
 func (p *Plane) PublishEphemeral(ctx context.Context, topic string, data []byte) error {
 	channel := channelKey(p.part(topic).prefix, p.db, topic)
 	_, err := do(p, ctx, func(ctx context.Context) (struct{}, error) {
 		text := "1m" + string(data)
-		err := p.persist(ctx, func() error { return p.client.Do(ctx, p.publish, channel, text).Err() })
+		err := p.tell(ctx, channel, text)
 		if err == nil {
 			return struct{}{}, nil
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -197,8 +199,8 @@ func (p *Plane) readScript(ctx context.Context, topic string, after replay.Posit
 		room = noLimit
 	}
 	answer, err := do(p, ctx, func(ctx context.Context) (answer []any, err error) {
-		err = p.persist(ctx, func() (err error) {
-			answer, err = readScript.Run(ctx, p.client, []string{headKey(prefix, topic)}, len(prefix), newEpoch(), p.opts.Identity.Milliseconds(),
+		err = p.persist(ctx, func(written *atomic.Bool) (err error) {
+			answer, err = readScript.Run(ctx, p.client, []string{headKey(prefix, topic)}, mark{strconv.Itoa(len(prefix)), written}, newEpoch(), p.opts.Identity.Milliseconds(),
 				epoch, min(after.Seq, maxSeq), min(want, p.pageEntries), min(room, p.pageBytes)).Slice()
 			return err
 		})
@@ -272,19 +274,19 @@ func (p *Plane) Heads(ctx context.Context, topics []string) ([]replay.Position, 
 		for i, topic := range topics {
 			keep[i], left[i] = p.keep(topic), i
 		}
-		err := p.persist(ctx, func() (failed error) {
+		err := p.persist(ctx, func(written *atomic.Bool) (failed error) {
 			pipe := p.client.Pipeline()
-			cmds := make(map[int]*redis.StringCmd, len(left))
+			cmds := make(map[int]*redis.Cmd, len(left))
 			for _, i := range left {
 				key := headKey(p.part(topics[i]).prefix, topics[i])
-				cmds[i] = pipe.GetRange(ctx, key, 0, headSize-1)
+				cmds[i] = pipe.Do(ctx, "getrange", key, mark{"0", written}, headSize-1)
 				if keep[i] {
 					pipe.PExpire(ctx, key, p.opts.Identity)
 				}
 			}
 			pipe.Exec(ctx)
 			left = slices.DeleteFunc(left, func(i int) bool {
-				text, err := cmds[i].Result()
+				text, err := cmds[i].Text()
 				switch {
 				case err != nil && !broken(failed):
 					failed = err

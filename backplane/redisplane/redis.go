@@ -346,8 +346,8 @@ func (p *Plane) Ping(ctx context.Context) error {
 
 func (p *Plane) check(ctx context.Context) error {
 	var info string
-	err := p.persist(ctx, func() (err error) {
-		info, err = p.client.Info(ctx, "server").Result()
+	err := p.persist(ctx, func(written *atomic.Bool) (err error) {
+		info, err = p.client.Do(ctx, "info", mark{"server", written}).Text()
 		return err
 	})
 	if err != nil {

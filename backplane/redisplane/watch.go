@@ -530,7 +530,7 @@ func (f *feed) probe(ctx context.Context, s *session) error {
 		if ready {
 			call, cancel := context.WithTimeout(ctx, p.opts.Probe)
 			_, err := do(p, call, func(ctx context.Context) (any, error) {
-				return nil, p.persist(ctx, func() error { return p.client.Do(ctx, p.publish, probeKey(f.prefix, p.node), token).Err() })
+				return nil, p.tell(ctx, probeKey(f.prefix, p.node), token)
 			})
 			cancel()
 			published = err == nil // otherwise the ping still tells whether anything comes
