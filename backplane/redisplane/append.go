@@ -449,8 +449,20 @@ var refusals = []string{
 	"ERR Protocol error",
 }
 
-// forbidden is how Redis says within a script what it calls NOPERM outside.
-var forbidden = []string{"ERR The user executing the script can't run"}
+// forbidden is how Redis says within a script what it calls NOPERM outside: 7, and 6.2.
+var forbidden = []string{"ERR The user executing the script can't run", "The user executing the script can't run"}
+
+// inner returns what a command of a script was answered. Redis 7 passes that on as it is.
+// 6.2 says before it where in the script that was.
+func inner(text string) string {
+	const where = "@user_script: "
+	if i := strings.LastIndex(text, where); i >= 0 {
+		if _, said, ok := strings.Cut(text[i+len(where):], ": "); ok {
+			return strings.TrimPrefix(said, "-")
+		}
+	}
+	return text
+}
 
 // classify says what an error means for the message.
 func classify(err error) backplane.Outcome {
@@ -464,7 +476,7 @@ func classify(err error) backplane.Outcome {
 			// An error from within the script is not a refusal, but for those that
 			// come before its first write.
 			inside := strings.Contains(reply.Error(), "script: ") && prefix == "NOPERM"
-			if strings.HasPrefix(reply.Error(), prefix) && !inside {
+			if strings.HasPrefix(inner(reply.Error()), prefix) && !inside {
 				return backplane.NotStored
 			}
 		}
@@ -489,7 +501,7 @@ func (part *part) receipts(reply []any, calls []*appendCall) []any {
 	if !strings.HasPrefix(text, "+") {
 		err := fmt.Errorf("redisplane: topic %q: %s", calls[0].topic, text)
 		for _, prefix := range slices.Concat(refusals, forbidden) {
-			if strings.HasPrefix(text, prefix) { // for now, and not for good
+			if strings.HasPrefix(inner(text), prefix) { // for now, and not for good
 				err = fmt.Errorf("%w: %w", err, backplane.ErrUnavailable)
 				break
 			}

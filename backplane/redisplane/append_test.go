@@ -797,6 +797,11 @@ type said string
 func (e said) Error() string { return string(e) }
 func (said) RedisError()     {}
 
+// from62 is how Redis 6.2 passes on an error that a script has not caught.
+func from62(text string) string {
+	return "ERR Error running script (call to f_1f): @user_script:47: @user_script: 47: " + text
+}
+
 func TestErrorsAreClassifiedByWhatTheySayOfTheMessage(t *testing.T) {
 	const no, unknown = backplane.NotStored, backplane.Unknown
 	for _, test := range []struct {
@@ -823,6 +828,15 @@ func TestErrorsAreClassifiedByWhatTheySayOfTheMessage(t *testing.T) {
 		{said("NOSCRIPT No matching script. Please use EVAL."), no, "there is nothing to run"},
 		{said("ERR max number of clients reached"), no, "the connection is refused"},
 		{said("ERR Error running script (call to f_1f): @user_script:1: wrong"), unknown, "it may have stored something"},
+		// Redis 6.2 says what 7 does in other words.
+		{said(from62("-OOM command not allowed when used memory > 'maxmemory'.")), no, "only the first write is refused for that"},
+		{said(from62("-READONLY You can't write against a read only replica.")), no, "the first write is refused"},
+		{said(from62("-MISCONF Redis is configured to save RDB snapshots: OOM")), no, "only the first write is refused for that"},
+		{said(from62("-NOREPLICAS Not enough good replicas to write.")), no, "only the first write is refused for that"},
+		{said(from62("The user executing the script can't run this command or subcommand")), unknown, "the entry may be stored"},
+		{said(from62("-NOPERM this user has no permissions to run the 'publish' command")), unknown, "the entry was stored by then"},
+		{said(from62("-WRONGTYPE Operation against a key holding the wrong kind of value")), unknown, "other topics came before"},
+		{said("ERR Error running script (call to f_1f): @user_script:47: @user_script: 47"), unknown, "there is nothing behind it"},
 		{said("WRONGTYPE Operation against a key holding the wrong kind of value script: 1f"), unknown, "other topics came before"},
 		{said("UNKILLABLE Sorry the script already executed write commands"), unknown, "it says so"},
 		{said("EXECABORT"), unknown, "nobody knows what that is here"},

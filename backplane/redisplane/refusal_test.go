@@ -103,6 +103,65 @@ func TestThoseWhoShareACallThatFailsAreSentAgainApart(t *testing.T) {
 	}
 }
 
+// A Redis that takes no writes at all refuses each half of a call as well.
+func TestARedisThatTakesNothingIsNotCalledForEachMessage(t *testing.T) {
+	for _, text := range []string{
+		"OOM command not allowed when used memory > 'maxmemory'. script: 1f, on @user_script:47.", from62("-OOM command not allowed when used memory > 'maxmemory'."),
+		"READONLY You can't write against a read only replica. script: 1f, on @user_script:47.", from62("-READONLY You can't write against a read only replica."),
+	} {
+		client := redis.NewClient(options("127.0.0.1:1"))
+		client.AddHook(answer(func(redis.Cmder) error { return said(text) }))
+		p, err := New(client, quick(entries))
+		if err != nil {
+			t.Fatal(err)
+		}
+		release, waiting := hold(p, "")
+		var all []<-chan result
+		const n = 50
+		for i := range n {
+			all = append(all, later(p, bounded(t), fmt.Sprint(i), backplane.Message{}))
+		}
+		until(t, "all wait", func() bool { return waiting() == n })
+		release()
+		for _, c := range all {
+			if r := outcome(t, c); r.receipt.Outcome != backplane.NotStored || !errors.Is(r.err, backplane.ErrUnavailable) {
+				t.Errorf("%s: %+v", text, r)
+			}
+		}
+		if calls := p.Stats().Batches; calls != 1 {
+			t.Errorf("%s: %d calls", text, calls)
+		}
+		p.Close()
+		client.Close()
+	}
+}
+
+// What a topic's own refusal says of the message, if the script has caught it.
+func TestARefusalOfOneTopicIsForNowOrForGood(t *testing.T) {
+	for text, now := range map[string]bool{
+		"OOM command not allowed when used memory > 'maxmemory'.":                                            true,
+		"@user_script: 47: -OOM command not allowed when used memory > 'maxmemory'.":                         true,
+		"@user_script: 47: -READONLY You can't write against a read only replica.":                           true,
+		"ERR The user executing the script can't run this command or subcommand script: 1f, on @user_script": true,
+		"@user_script: 47: The user executing the script can't run this command or subcommand":               true,
+		"ERR the head is malformed": false,
+		"@user_script: 47: -WRONGTYPE Operation against a key holding the wrong kind of value": false,
+	} {
+		p, err := New(nowhere(t), quick(entries))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &appendCall{topic: "t"}
+		if rest := p.part("t").receipts([]any{text, int64(0)}, []*appendCall{c}); len(rest) != 0 {
+			t.Errorf("%s: %v is left", text, rest)
+		}
+		if c.receipt.Outcome != backplane.NotStored || errors.Is(c.err, backplane.ErrUnavailable) != now {
+			t.Errorf("%s: %v, %v", text, c.receipt.Outcome, c.err)
+		}
+		p.Close()
+	}
+}
+
 // An answer is a hook that answers in Redis's place, if it returns an error.
 type answer func(cmd redis.Cmder) error
 
