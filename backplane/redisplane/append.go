@@ -171,10 +171,10 @@ func (part *part) lead(c *appendCall) {
 	part.mu.Lock()
 	n, bytes := 0, len(c.body)
 	topics := map[string]bool{c.topic: true}
-	for n < len(part.queue) && n < maxMessages-1 && bytes < maxBytes && len(topics) < maxTopics && len(c.body) <= maxBytes {
+	for n < len(part.queue) && n < maxMessages-1 && len(topics) < maxTopics {
 		x := part.queue[n]
-		if len(x.body) > maxBytes {
-			break // Redis may refuse it (refusal), which nobody shares
+		if bytes+len(x.body) > maxBytes {
+			break // also one that Redis may refuse (refusal), which nobody shares
 		}
 		bytes += len(x.body)
 		topics[x.topic] = true

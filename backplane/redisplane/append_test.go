@@ -1158,7 +1158,7 @@ func TestACallOfTheScriptIsBounded(t *testing.T) {
 	for _, test := range []struct {
 		appends, topics, size int
 		calls                 uint64
-	}{{2 * maxMessages, 1, 10, 2}, {maxTopics + 1, maxTopics + 1, 10, 2}, {5, 1, maxBytes / 2, 3}} {
+	}{{2 * maxMessages, 1, 10, 2}, {maxTopics + 1, maxTopics + 1, 10, 2}, {5, 1, maxBytes / 3, 3}} { // three are more than maxBytes, with what belongs to each
 		p, _ := connect(t, server.Addr(), quick(0))
 		release, waiting := hold(p, "")
 		var all []<-chan result
