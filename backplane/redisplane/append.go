@@ -239,9 +239,10 @@ func (m mark) MarshalBinary() ([]byte, error) {
 
 func (m mark) String() string { return m.text } // for hooks that log commands
 
-// exec appends a batch.
+// exec appends a batch. It has a little less than Timeout, so that who began with the call
+// hears what came of it: above all that nothing was sent.
 func (part *part) exec(batch []*appendCall) {
-	ctx, cancel := context.WithTimeout(part.plane.ctx, part.plane.opts.Timeout)
+	ctx, cancel := context.WithTimeout(part.plane.ctx, part.plane.opts.Timeout-part.plane.opts.Timeout/16)
 	defer cancel()
 	part.try(ctx, batch, false)
 }

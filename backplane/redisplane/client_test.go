@@ -130,6 +130,34 @@ func TestWhatWasNeverWrittenIsNotStored(t *testing.T) {
 	}
 }
 
+// The time of who waits was up before that of the call, and so nobody looked whether
+// anything was written.
+func TestAnAppendThatGetsNoConnectionWithinTimeoutIsNotStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			<-ctx.Done() // as through a firewall that drops all
+			return nil, ctx.Err()
+		}})
+		defer time.Sleep(time.Minute) // go-redis goes on to dial for a while
+		defer client.Close()
+		p, err := New(client, &Options{Timeout: 2 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		for range 3 {
+			began := time.Now()
+			r, err := p.Append(t.Context(), "t", backplane.Message{})
+			if r.Outcome != backplane.NotStored || !errors.Is(err, backplane.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v, %v", r.Outcome, err)
+			}
+			if took := time.Since(began); took > p.opts.Timeout {
+				t.Errorf("it took %v", took)
+			}
+		}
+	})
+}
+
 // Pub/Sub knows no databases, but keys do.
 func TestPlanesOnTwoDatabasesOfOneRedisDoNotHearEachOther(t *testing.T) {
 	server := redistest.Start(t)

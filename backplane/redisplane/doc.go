@@ -71,8 +71,9 @@
 // by Redis, or never sent, is NotStored; no answer is Unknown. Either wraps
 // [backplane.ErrUnavailable] if it is worth trying again.
 //
-// Each append ends within Timeout, also if Redis hangs: those that were not sent by then
-// are NotStored.
+// Each append ends within Timeout, also if Redis hangs. One that still waits for its turn
+// by then is NotStored. One that is in a call is Unknown; but if that call has ended
+// before, because there was no connection to send it on, it is NotStored.
 //
 // A message that Redis will never take is NotStored with a [*backplane.InputError] for
 // Data. Redis refuses what is longer than its proto-max-bulk-len, and hangs up. The

@@ -53,13 +53,15 @@ func TestBugsPlantedInTheScriptsAreCaught(t *testing.T) {
 }
 
 func TestBugsPlantedInTheCallsAreCaught(t *testing.T) {
-	mutant.Run(t, "^Test(ConnectionsThat|ManyCallers|EachAppend|WhatWasNever|PlanesOn|ThoseWho|ACommandThatIs|ARedisThatTakes|AClusterClientOn)",
+	mutant.Run(t, "^Test(ConnectionsThat|ManyCallers|EachAppend|AnAppendThatGets|WhatWasNever|PlanesOn|ThoseWho|ACommandThatIs|ARedisThatTakes|AClusterClientOn)",
 		mutant.Mutant{Why: "one dead connection after another fails a call", File: "append.go",
 			Old: "if try > idle {", New: "if try > 0 {"},
 		mutant.Mutant{Why: "an outage is dialled as often as the pool was large", File: "append.go",
 			Old: "!broken(err) || !written.Load() || ctx", New: "!broken(err) || ctx"},
 		mutant.Mutant{Why: "who queues waits for the time of others", File: "append.go",
 			Old: "time.NewTimer(p.opts.Timeout)", New: "time.NewTimer(time.Hour)"},
+		mutant.Mutant{Why: "a call that had no connection is unknown", File: "append.go",
+			Old: "part.plane.opts.Timeout-part.plane.opts.Timeout/16)", New: "part.plane.opts.Timeout)"},
 		mutant.Mutant{Why: "what was never written is unknown", File: "append.go",
 			Old: "err != nil && written.Load() && ", New: "err != nil && "},
 		mutant.Mutant{Why: "one bad message fails its neighbours", File: "append.go",
