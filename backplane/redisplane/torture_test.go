@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	tortureLength = flag.Duration("torture.length", 0, "how long Redis and the nodes are hurt; 0 for 5 s, or 15 s in make verify")
+	tortureLength = flag.Duration("torture.length", 0, "how long Redis and the nodes are hurt; 0 for 4 s, or 15 s in make verify")
 	tortureSeed   = flag.Uint64("torture.seed", 1, "for the faults")
 )
 
@@ -27,7 +27,7 @@ func length() time.Duration {
 	case verify.On():
 		return 15 * time.Second
 	}
-	return 5 * time.Second
+	return 4 * time.Second
 }
 
 // A redisWorld is one Redis, and a proxy in front of it for each node.

@@ -40,7 +40,7 @@ func pathNet(i int) memnet.Settings {
 
 func TestPath(t *testing.T) {
 	sum := newPathSum("the path")
-	for i := range many(*pathSeeds, 4, 5, 60) {
+	for i := range many(*pathSeeds, 4, 4, 60) {
 		if out := sum.run(t, i, 0); out.Path.Repairs > 0 {
 			t.Errorf("seed %d: %d times a frame did not follow", i, out.Path.Repairs)
 		}

@@ -36,7 +36,7 @@ func many(flag, short, test, long int) int {
 }
 
 func TestThreeHubsOnALossyBackplaneKeepThePromise(t *testing.T) {
-	n := many(*seeds, 3, 9, 150)
+	n := many(*seeds, 3, 6, 150)
 	start := time.Now()
 	var acked, unsure, deliveries, resets, faults, violations int
 	var virtual time.Duration
