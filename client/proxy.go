@@ -96,7 +96,6 @@ func (p *proxyDialer) reach(ctx context.Context, network string) (net.Conn, erro
 	if p.proxy.Scheme == "https" && p.DialTLSContext != nil {
 		return p.DialTLSContext(ctx, network, address)
 	}
-	//lint:ignore SA1019 it is deprecated, and may be set
 	if old := p.DialTLS; p.proxy.Scheme == "https" && old != nil {
 		return old(network, address)
 	}
