@@ -399,7 +399,7 @@ func TestADay(t *testing.T) {
 		const peers = 200
 		hours := 24
 		if !verify.On() {
-			hours = 2
+			hours = 1
 		}
 		var die [peers]atomic.Bool
 		for i := range peers {

@@ -200,6 +200,7 @@ func printed(t *testing.T, line string) string {
 // The table of examples/README.md: each folder is in it, and each command prints what
 // it says.
 func TestTheExamplesPrintWhatIsSaid(t *testing.T) {
+	verify.Only(t, "runs each example, which has tests of its own")
 	text := read(t, "examples/README.md")
 	folders, err := filepath.Glob(filepath.Join(root, "examples", "*", "main.go"))
 	if err != nil || len(folders) == 0 {
@@ -238,9 +239,6 @@ func TestTheExamplesPrintWhatIsSaid(t *testing.T) {
 				redistest.Start(t) // or skip, if there is none
 				fallthrough
 			default:
-				if line == "go run ./examples/zombies -plain" {
-					verify.Only(t, "takes half a minute")
-				}
 				b, err := command(root, strings.Replace(line, "URL", retry.URL, 1)).CombinedOutput()
 				if out = string(b); err != nil {
 					t.Errorf("%v\n%s", err, out)
